@@ -1,0 +1,77 @@
+"""Every error that onnxq raises on purpose.
+
+A message says three things: what happened, where (node and tensor name), and what to do next.
+Nothing in this module imports anything, so every room may raise from it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArtifactError",
+    "BrokenPromise",
+    "CalibrationError",
+    "ExportError",
+    "FormatError",
+    "MissingDependency",
+    "ModelLoadError",
+    "ModelSaveError",
+    "OnnxqError",
+    "RecipeError",
+    "UnsupportedGraph",
+    "ZooError",
+]
+
+
+class OnnxqError(Exception):
+    """Base of all errors raised on purpose; the CLI prints it and exits with 1."""
+
+
+class ModelLoadError(OnnxqError):
+    """The input is not a model that can be read: truncated, not ONNX, data missing or unsafe."""
+
+
+class ModelSaveError(OnnxqError):
+    """The output could not be written; whatever was there before is untouched."""
+
+
+class UnsupportedGraph(OnnxqError):
+    """The model is readable, but a pass cannot work on it as it stands."""
+
+
+class FormatError(OnnxqError):
+    """A format was misspelt, or a tensor cannot be stored in it (NaN, inf, empty, wrong shape)."""
+
+
+class CalibrationError(OnnxqError):
+    """Calibration data do not fit the model: names, shapes, dtypes, no samples, NaN."""
+
+
+class RecipeError(OnnxqError):
+    """A recipe names an unknown pass or key, or a value of the wrong type."""
+
+
+class BrokenPromise(OnnxqError):
+    """A pass changed the model's outputs more than it promised."""
+
+
+class ExportError(OnnxqError):
+    """A model could not be exported, or the export does not match its source framework."""
+
+
+class ArtifactError(OnnxqError):
+    """The written artifact failed its verification."""
+
+
+class ZooError(OnnxqError):
+    """A packaged model or data set could not be fetched, or is not the pinned one."""
+
+
+class MissingDependency(OnnxqError):
+    """An optional package is needed for this step; the message names the extra to install."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        """Name the package, the extra of onnxq that brings it, and what it is needed for."""
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed. "
+            f"Install it with: pip install 'onnxq[{extra}]'"
+        )
