@@ -1,1 +1,8 @@
-"""TODO."""
+"""ONNX Runtime, opened in one place: sessions, providers, threads, and inputs to try a model with."""
+
+from __future__ import annotations
+
+from onnxq.runtime.inputs import random_samples
+from onnxq.runtime.session import Session, TensorSpec, open_session
+
+__all__ = ["Session", "TensorSpec", "open_session", "random_samples"]
