@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.scratch import Scratch
 from onnxq.graph.stage import Stage
 
 Samples = Iterable[Mapping[str, np.ndarray]]
@@ -49,10 +50,12 @@ class Context:
     Attributes:
         samples: calibration inputs, or None when the recipe was run without data.
         progress: called as long work proceeds.
+        scratch: keeps large new tensors on disk until the model is saved.
     """
 
     samples: Samples | None = None
     progress: Progress = no_progress
+    scratch: Scratch = dataclasses.field(default_factory=Scratch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,143 @@
+"""Check what a pass promised, by running the model before and after it on the same inputs.
+
+Let y be the outputs before and y' after, both with the runtime's graph optimizations off.
+
+- ``SAME_BITS``: y' = y, bit for bit.
+- ``SAME_FUNCTION``: max|y' − y| ≤ 10 · δ, where δ is what the runtime's own graph optimizations
+  change on the same model and inputs (at least 1e-5 of max|y|): the honest baseline of two correct
+  evaluations of one function in float32.
+- ``CLOSE``: y' is finite wherever y is, and ‖y' − y‖ < ‖y‖: closer than an output of zeros.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import BrokenPromise
+from onnxq.passes.base import Promise
+from onnxq.runtime import open_session
+
+_FLOOR = 1e-5
+_SLACK = 10.0
+
+Outputs = list[dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A promise that was checked and kept.
+
+    Attributes:
+        promise: what was promised.
+        max_error: max|y' − y| over all float outputs.
+        sqnr_db: 10·log10(‖y‖² / ‖y' − y‖²) over all float outputs; inf when identical.
+        samples: number of inputs it was checked on.
+    """
+
+    promise: Promise
+    max_error: float
+    sqnr_db: float
+    samples: int
+
+
+class PromiseKeeper:
+    """Holds the outputs of the model so far and compares each new state of it with them."""
+
+    def __init__(self, model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Run ``model`` once on every sample; later checks compare with these outputs."""
+        self._samples = samples
+        self._noise: float | None = None
+        self._before = model.clone()
+        self._outputs = self._run(model)
+
+    def check(self, who: str, promise: Promise, model: ir.Model) -> Kept:
+        """Compare ``model`` with the state before, then make it the new state.
+
+        Raises:
+            BrokenPromise: naming the pass, the output and by how much.
+        """
+        new = self._run(model)
+        if promise is Promise.SAME_BITS:
+            _same_bits(who, self._outputs, new)
+        else:
+            _comparable(who, self._outputs, new)
+        error, db = _distance(self._outputs, new)
+        if promise is Promise.SAME_FUNCTION:
+            bound = self._bound()
+            if not error <= bound:
+                raise BrokenPromise(
+                    f"{who} promised the same function, but an output moved by {error:.3g} where "
+                    f"float rounding explains {bound:.3g} (SQNR {db:.1f} dB). Please report the "
+                    "model; leave the pass out of the recipe to go on without it."
+                )
+        if promise is Promise.CLOSE and not db > 0.0:
+            raise BrokenPromise(
+                f"{who} left outputs no closer to the original than zeros (SQNR {db:.1f} dB): "
+                "use more bits, smaller groups, or exclude the sites that do not quantize."
+            )
+        self._outputs, self._before, self._noise = new, model.clone(), None
+        return Kept(promise, error, db, len(self._samples))
+
+    def _run(self, model: ir.Model, *, optimize: bool = False) -> Outputs:
+        with open_session(model, optimize=optimize) as session:
+            return [session.run(sample) for sample in self._samples]
+
+    def _bound(self) -> float:
+        if self._noise is None:
+            self._noise, _ = _distance(self._outputs, self._run(self._before, optimize=True))
+        largest = max(
+            (float(np.max(np.abs(a), initial=0.0)) for a in _floats(self._outputs)), default=0.0
+        )
+        return _SLACK * max(self._noise, _FLOOR * largest)
+
+
+def _floats(outputs: Outputs) -> list[np.ndarray]:
+    return [a for sample in outputs for a in sample.values() if a.dtype.kind in "fV"]
+
+
+def _same_bits(who: str, before: Outputs, after: Outputs) -> None:
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        for name, array in old.items():
+            same = array.dtype == new[name].dtype and array.shape == new[name].shape
+            if not same or array.tobytes() != new[name].tobytes():
+                raise BrokenPromise(
+                    f"{who} promised the same bits, but output {name!r} differs on sample {index}. "
+                    "Please report the model; leave the pass out of the recipe to go on without it."
+                )
+
+
+def _comparable(who: str, before: Outputs, after: Outputs) -> None:
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        for name, array in old.items():
+            if array.dtype != new[name].dtype or array.shape != new[name].shape:
+                raise BrokenPromise(
+                    f"{who} changed output {name!r} from {array.dtype}{array.shape} to "
+                    f"{new[name].dtype}{new[name].shape} on sample {index}."
+                )
+            if array.dtype.kind in "fV" and np.any(
+                np.isfinite(array.astype(np.float32)) & ~np.isfinite(new[name].astype(np.float32))
+            ):
+                raise BrokenPromise(
+                    f"{who} made output {name!r} NaN or infinite on sample {index}, where it was "
+                    "finite before: exclude the site that overflows, or use another format."
+                )
+
+
+def _distance(before: Outputs, after: Outputs) -> tuple[float, float]:
+    """Largest absolute difference and SQNR in dB over all finite float entries."""
+    largest, noise, signal = 0.0, 0.0, 0.0
+    for old, new in zip(_floats(before), _floats(after), strict=True):
+        a, b = old.astype(np.float64), new.astype(np.float64)
+        finite = np.isfinite(a)
+        difference = (b - a)[finite]
+        largest = max(largest, float(np.max(np.abs(difference), initial=0.0)))
+        noise += float(np.sum(difference**2))
+        signal += float(np.sum(a[finite] ** 2))
+    if noise == 0.0:
+        return largest, math.inf
+    return largest, 10.0 * math.log10(signal / noise) if signal else -math.inf

@@ -1,0 +1,175 @@
+"""A recipe is a list of passes written in TOML; this reads one and checks every word of it.
+
+::
+
+    summary = "Weights in 4 bits, groups of 128"
+    sources = ["arXiv:2210.17323"]
+
+    [[pass]]
+    use = "quantize_weights"
+    format = "int4_g128"
+
+Each ``[[pass]]`` row names a pass by its key and sets its fields; what is not set keeps the
+field's default. ``quantize_weights.format=int4_g64`` overrides a field of every row of that pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.resources
+import tomllib
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxq.errors import RecipeError
+from onnxq.passes.base import Pass
+from onnxq.passes.registry import all_passes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named sequence of configured passes.
+
+    Attributes:
+        name: the preset's name, or the file's stem.
+        summary: one line on what it gives.
+        sources: papers and documents behind it.
+        steps: the passes in order.
+    """
+
+    name: str
+    summary: str = ""
+    sources: tuple[str, ...] = ()
+    steps: tuple[Pass, ...]
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether a pass in it must see calibration data."""
+        return any(step.needs_samples for step in self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain values: what ``onnxq.json`` keeps."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "sources": list(self.sources),
+            "pass": [{"use": step.key(), **step.options()} for step in self.steps],
+        }
+
+
+def preset_names() -> list[str]:
+    """The names of the recipes shipped with onnxq, sorted."""
+    folder = importlib.resources.files("onnxq.recipes")
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a preset by name or a TOML file by path, then apply ``pass.key=value`` overrides.
+
+    Raises:
+        RecipeError: no such preset or file, bad TOML, an unknown pass or key (the nearest valid
+            one is named), or a value of the wrong type.
+    """
+    name, text = _read(source)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"Recipe {name!r} is not valid TOML: {error}") from error
+    known = {"summary", "sources", "pass"}
+    for key in table:
+        if key not in known:
+            raise RecipeError(f"Recipe {name!r}: unknown key {key!r}{_nearest(key, known)}.")
+    rows = table.get("pass", [])
+    if not isinstance(rows, list) or not rows:
+        raise RecipeError(f"Recipe {name!r} has no [[pass]] rows: add at least one pass to run.")
+    rows = [dict(row) for row in rows]
+    for override in overrides:
+        _override(name, rows, override)
+    return Recipe(
+        name=name,
+        summary=table.get("summary", ""),
+        sources=tuple(table.get("sources", ())),
+        steps=tuple(_build(name, row) for row in rows),
+    )
+
+
+def _read(source: str | Path) -> tuple[str, str]:
+    path = Path(source)
+    if path.suffix == ".toml":
+        try:
+            return path.stem, path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise RecipeError(f"Recipe file {path} cannot be read: {error.strerror}.") from error
+    names = preset_names()
+    if str(source) not in names:
+        raise RecipeError(
+            f"There is no recipe {str(source)!r}{_nearest(str(source), names)}. "
+            "`onnxq recipes` lists them; a file of your own must end in .toml."
+        )
+    preset = importlib.resources.files("onnxq.recipes") / f"{source}.toml"
+    return str(source), preset.read_text(encoding="utf-8")
+
+
+def _nearest(word: str, valid: Iterable[str]) -> str:
+    match = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.4)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _override(recipe: str, rows: list[dict[str, Any]], override: str) -> None:
+    target, separator, text = override.partition("=")
+    use, dot, key = target.strip().partition(".")
+    if not separator or not dot or not key:
+        raise RecipeError(
+            f"Override {override!r} is not of the form pass.key=value, "
+            "for example quantize_weights.format=int4_g64."
+        )
+    mine = [row for row in rows if row.get("use") == use]
+    if not mine:
+        uses = [str(row.get("use")) for row in rows]
+        raise RecipeError(f"Recipe {recipe!r} runs no pass {use!r}{_nearest(use, uses)}.")
+    for row in mine:
+        row[key] = _value(text)
+
+
+def _value(text: str) -> Any:
+    """Read a value as TOML would; anything that is not TOML is a bare string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def _build(recipe: str, row: dict[str, Any]) -> Pass:
+    row = dict(row)
+    use = row.pop("use", None)
+    passes = all_passes()
+    if use not in passes:
+        raise RecipeError(
+            f"Recipe {recipe!r}: unknown pass {use!r}{_nearest(str(use), passes)}. "
+            "`onnxq passes` lists them."
+        )
+    cls = passes[use]
+    hints = typing.get_type_hints(cls)
+    fields = [field.name for field in dataclasses.fields(cls)]
+    for key in row:
+        if key not in fields:
+            raise RecipeError(
+                f"Recipe {recipe!r}: pass {use!r} has no key {key!r}{_nearest(key, fields)}."
+            )
+    checked = {key: _typed(recipe, use, key, value, hints[key]) for key, value in row.items()}
+    return cls(**checked)
+
+
+def _typed(recipe: str, use: str, key: str, value: Any, hint: Any) -> Any:
+    import pydantic
+
+    try:
+        return pydantic.TypeAdapter(hint).validate_python(value)
+    except pydantic.ValidationError as error:
+        what = error.errors()[0]["msg"]
+        raise RecipeError(
+            f"Recipe {recipe!r}: {use}.{key} = {value!r} is not valid: {what}."
+        ) from error

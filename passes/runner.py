@@ -1,0 +1,134 @@
+"""Run a recipe on a model: clone, then each pass in turn with its stage and promise checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import CalibrationError, OnnxqError
+from onnxq.graph.stage import mark_stage, require_stage
+from onnxq.passes.base import Context, Pass, PassReport, Progress, Samples, no_progress
+from onnxq.passes.promise import Kept, PromiseKeeper
+from onnxq.passes.recipe import Recipe
+from onnxq.runtime import random_samples
+
+Check = Literal["auto", "off"]
+
+_SAMPLES_CHECKED = 2
+"""Inputs each promise is checked on: the first of the calibration data, or random ones."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """One pass that ran.
+
+    Attributes:
+        step: the pass as configured.
+        report: what it did, site by site.
+        kept: the checked promise; None when nothing was modified or checks are off.
+        seconds: wall time of the pass, its check not counted.
+    """
+
+    step: Pass
+    report: PassReport
+    kept: Kept | None
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``onnxq.json``."""
+        kept = None
+        if self.kept is not None:
+            finite = np.isfinite(self.kept.sqnr_db)
+            kept = {
+                "promise": self.kept.promise.value,
+                "max_error": self.kept.max_error,
+                "sqnr_db": round(self.kept.sqnr_db, 2) if finite else None,
+                "samples": self.kept.samples,
+            }
+        return {
+            "use": self.step.key(),
+            "options": self.step.options(),
+            "modified": self.report.modified,
+            "seconds": round(self.seconds, 3),
+            "kept": kept,
+            "sites": [dataclasses.asdict(site) for site in self.report.sites],
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeResult:
+    """The rewritten model and what every pass did."""
+
+    model: ir.Model
+    recipe: Recipe
+    steps: tuple[StepResult, ...]
+
+
+def run_recipe(
+    model: ir.Model,
+    recipe: Recipe,
+    *,
+    samples: Samples | None = None,
+    check: Check = "auto",
+    progress: Progress = no_progress,
+) -> RecipeResult:
+    """Run every pass of ``recipe`` on a clone of ``model``; the model given is left as it is.
+
+    Args:
+        model: the model to start from.
+        recipe: what to do.
+        samples: calibration inputs; also the real inputs that promises are checked on.
+        check: ``off`` skips the promise checks: for models larger than memory.
+        progress: called as work proceeds.
+
+    Raises:
+        CalibrationError: a pass needs samples and there are none.
+        UnsupportedGraph: a pass cannot work on the model; says what to run first.
+        BrokenPromise: a pass changed the outputs more than it promised.
+    """
+    if recipe.needs_samples and samples is None:
+        who = next(step.key() for step in recipe.steps if step.needs_samples)
+        raise CalibrationError(
+            f"Recipe {recipe.name!r} needs calibration data for its pass {who!r}: give some "
+            "(a folder of .npz files, texts, images or audio), or choose a weight-only recipe."
+        )
+    model = model.clone()
+    context = Context(samples=samples, progress=progress)
+    keeper = PromiseKeeper(model, _inputs(model, samples)) if check == "auto" else None
+    steps: list[StepResult] = []
+    for number, step in enumerate(recipe.steps):
+        progress(f"pass {step.key()}", number, len(recipe.steps))
+        steps.append(_run_step(step, model, context, keeper))
+    progress("passes", len(recipe.steps), len(recipe.steps))
+    return RecipeResult(model=model, recipe=recipe, steps=tuple(steps))
+
+
+def _inputs(model: ir.Model, samples: Samples | None) -> list[Mapping[str, np.ndarray]]:
+    if samples is not None:
+        return list(itertools.islice(iter(samples), _SAMPLES_CHECKED))
+    return list(random_samples(model, _SAMPLES_CHECKED))
+
+
+def _run_step(
+    step: Pass, model: ir.Model, context: Context, keeper: PromiseKeeper | None
+) -> StepResult:
+    who = step.key()
+    require_stage(model, step.needs_stage, who)
+    start = time.perf_counter()
+    try:
+        step.requires(model)
+        report = step.call(model, context)
+    except OnnxqError as error:
+        error.add_note(f"(while running the pass {who})")
+        raise
+    seconds = time.perf_counter() - start
+    if step.gives_stage is not None:
+        mark_stage(model, step.gives_stage)
+    kept = keeper.check(who, step.promise, model) if keeper and report.modified else None
+    return StepResult(step=step, report=report, kept=kept, seconds=seconds)
