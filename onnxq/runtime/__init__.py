@@ -1,4 +1,4 @@
-"""ONNX Runtime, opened in one place: sessions, providers, threads, and inputs to try a model with."""
+"""ONNX Runtime, opened in one place: sessions, threads, and inputs to try a model."""
 
 from __future__ import annotations
 

@@ -46,9 +46,7 @@ def random_samples(
     ]
 
 
-def _fill(
-    spec: TensorSpec, generator: np.random.Generator, sizes: Mapping[str, int]
-) -> np.ndarray:
+def _fill(spec: TensorSpec, generator: np.random.Generator, sizes: Mapping[str, int]) -> np.ndarray:
     shape = tuple(_size(dim, sizes) for dim in spec.shape)
     if np.issubdtype(spec.dtype, np.floating) or spec.dtype.kind == "V":
         return generator.standard_normal(shape).astype(spec.dtype)

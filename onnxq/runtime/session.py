@@ -101,7 +101,7 @@ class Session:
         names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
         try:
             values = self._session.run(names, dict(feeds))
-        except Exception as error:  # noqa: BLE001 - onnxruntime raises many unrelated types
+        except Exception as error:
             shapes = {name: getattr(array, "shape", None) for name, array in feeds.items()}
             raise OnnxqError(
                 f"ONNX Runtime could not run {self._label} on inputs of shapes {shapes}: {error}"
@@ -144,7 +144,7 @@ def open_session(
             session = onnxruntime.InferenceSession(
                 payload, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # noqa: BLE001 - onnxruntime raises many unrelated types
+        except Exception as error:
             raise UnsupportedGraph(f"ONNX Runtime does not load {label}: {error}") from error
         return Session(session, label, cleanup.pop_all())
 
