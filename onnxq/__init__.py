@@ -1,1 +1,38 @@
-"""onnxq."""
+"""onnxq turns trained models into verified, quantized ONNX artifacts.
+
+The public verbs are `load`, `quantize`, `compare`, `evaluate` and `export`; they are imported on
+first use, so ``import onnxq`` is fast and needs neither torch nor a runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxq.api import Quantized, compare, evaluate, export, load, quantize
+    from onnxq.errors import OnnxqError
+
+__all__ = [
+    "OnnxqError",
+    "Quantized",
+    "compare",
+    "evaluate",
+    "export",
+    "load",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name == "OnnxqError":
+        return importlib.import_module("onnxq.errors").OnnxqError
+    if name in __all__:
+        return getattr(importlib.import_module("onnxq.api"), name)
+    raise AttributeError(f"module 'onnxq' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

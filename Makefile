@@ -1,0 +1,40 @@
+# Two commands do everything on a machine with Python >= 3.11, pip, venv and a C++ compiler:
+#   make demo    a real model, quantized three ways, measured and generating text
+#   make test    the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS := cpu,torch,hf,gguf,genai,media,dev
+NATIVE := $(shell find custom_ops -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
+
+.PHONY: setup demo test slow lint wheel-smoke results clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: setup
+	$(BIN)/onnxq demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $$(find custom_ops tests -name '*.cpp' -o -name '*.h')
+	$(BIN)/python -m tests.typecheck
+
+results: setup
+	$(BIN)/python -m onnxq.models.results docs/results.md
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

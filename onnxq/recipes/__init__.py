@@ -1,0 +1,1 @@
+"""The recipes shipped with onnxq: TOML files, one list of passes each."""
