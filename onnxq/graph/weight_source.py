@@ -1,0 +1,176 @@
+"""Follow a value back to the stored weight it is a view of.
+
+Exporters rarely hand a weight to its node directly: torch writes ``Transpose(weight)``, genai's
+builder looks up a tied embedding in ``Transpose(lm_head)``, a half-precision file casts, and a
+quantized one dequantizes. `trace` walks back over such views, and says which axis of the stored
+tensor each axis of the value comes from, or why the value is not a weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from onnxq.graph.weights import is_weight, read_weight, weight_tensor
+
+__all__ = ["WeightSource", "trace"]
+
+_DEPTH = 16
+_SAME_AXES = frozenset(["Identity", "Cast", "CastLike", "DequantizeLinear", "QuantizeLinear"])
+_RESHAPES = frozenset(["Reshape", "Unsqueeze", "Squeeze", "Flatten"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightSource:
+    """Where a value comes from.
+
+    Attributes:
+        value: the stored weight (initializer or Constant output); None when there is none.
+        axes: for each axis of the traced value, the axis of the stored tensor it is, or None
+            for an axis of length 1 that a reshape added.
+        via: the nodes between, first the one that reads the stored weight.
+        already: how the stored tensor is already quantized; None when it holds real numbers.
+        reason: why the weight cannot be read; None when it can.
+    """
+
+    value: ir.Value | None = None
+    axes: tuple[int | None, ...] = ()
+    via: tuple[ir.Node, ...] = ()
+    already: str | None = None
+    reason: str | None = None
+
+
+def trace(value: ir.Value | None) -> WeightSource:
+    """Find the stored weight behind ``value``, over transposes, reshapes, casts and QDQ nodes."""
+    if value is None:
+        return WeightSource(reason="it has no weight: the input is left empty")
+    views: list[ir.Node] = []
+    here = value
+    while not is_weight(here) and len(views) < _DEPTH:
+        producer = here.producer()
+        if producer is None or not _is_view(producer):
+            break
+        views.append(producer)
+        first = producer.inputs[0]
+        if first is None:
+            break
+        here = first
+    if not is_weight(here):
+        return WeightSource(reason=_why_not(here))
+    return _through(here, tuple(reversed(views)))
+
+
+def _is_view(node: ir.Node) -> bool:
+    known = node.op_type in _SAME_AXES or node.op_type in _RESHAPES or node.op_type == "Transpose"
+    return known and node.domain in ("", "com.microsoft") and len(node.inputs) > 0
+
+
+def _through(stored: ir.Value, via: tuple[ir.Node, ...]) -> WeightSource:
+    """Carry the axes of the stored tensor forward through the views."""
+    shape = [int(size) for size in weight_tensor(stored).shape.numpy()]
+    axes: list[int | None] = list(range(len(shape)))
+    for node in via:
+        if node.op_type == "Transpose":
+            attribute = node.attributes.get("perm")
+            order = attribute.as_ints() if attribute else range(len(shape))[::-1]
+            axes = [axes[i] for i in order]
+            shape = [shape[i] for i in order]
+        elif node.op_type in _RESHAPES:
+            target = _static_shape(node, shape)
+            moved = None if target is None else _match_axes(shape, axes, target)
+            if target is None or moved is None:
+                return WeightSource(
+                    value=stored,
+                    via=via,
+                    already=_how_quantized(stored, via),
+                    reason=f"its weight {stored.name!r} is reshaped by {_name(node)} "
+                    "in a way that mixes its axes",
+                )
+            axes, shape = moved, target
+    return WeightSource(
+        value=stored, axes=tuple(axes), via=via, already=_how_quantized(stored, via)
+    )
+
+
+def _static_shape(node: ir.Node, shape: Sequence[int]) -> list[int] | None:
+    """The shape after a reshape of ``shape``, when it is known."""
+    if node.op_type == "Reshape" and len(node.inputs) > 1 and is_weight(node.inputs[1]):
+        assert_known = node.inputs[1]
+        wanted = [int(size) for size in read_weight(assert_known)] if assert_known else []
+        wanted = [
+            shape[i] if size == 0 and i < len(shape) else size for i, size in enumerate(wanted)
+        ]
+        if wanted.count(-1) == 1:
+            rest = math.prod(size for size in wanted if size != -1)
+            wanted[wanted.index(-1)] = math.prod(shape) // rest if rest else 0
+        return wanted
+    result = node.outputs[0].shape
+    if result is None or not result.is_static():
+        return None
+    return [int(size) for size in result.numpy()]
+
+
+def _match_axes(
+    shape: Sequence[int], axes: Sequence[int | None], target: Sequence[int]
+) -> list[int | None] | None:
+    """Axes after a reshape that only adds or drops axes of length 1; None when it mixes axes."""
+    kept = [(size, axis) for size, axis in zip(shape, axes, strict=True) if size != 1]
+    if [size for size, _ in kept] != [size for size in target if size != 1]:
+        return None
+    rest = iter([axis for _, axis in kept])
+    return [None if size == 1 else next(rest) for size in target]
+
+
+def _how_quantized(stored: ir.Value, via: Sequence[ir.Node]) -> str | None:
+    kinds = {node.op_type for node in via}
+    if "DequantizeLinear" not in kinds:
+        return None
+    if "QuantizeLinear" in kinds:
+        return "QuantizeLinear and DequantizeLinear on a float weight"
+    node = next(node for node in via if node.op_type == "DequantizeLinear")
+    block = node.attributes.get("block_size")
+    blocks = f", blocks of {block.as_int()}" if block is not None and block.as_int() else ""
+    return f"{weight_tensor(stored).dtype.name.lower()} behind DequantizeLinear{blocks}"
+
+
+def _why_not(value: ir.Value) -> str:
+    producer = value.producer()
+    if producer is not None:
+        constant = " from constants only: fold constants first" if _only_constants(producer) else ""
+        return f"its weight is computed by {_name(producer)}{constant}"
+    graph = value.graph
+    if isinstance(graph, ir.Graph) and value.is_graph_input():
+        if value.is_initializer():
+            return f"its weight {value.name!r} is also a model input, which a caller may override"
+        return f"its weight is the input {value.name!r} of the graph {graph.name!r}"
+    if isinstance(graph, ir.Function):
+        return (
+            f"its weight is the input {value.name!r} of the function "
+            f"{graph.name!r}: inline functions first"
+        )
+    return f"its weight {value.name!r} is given by nothing in the model"
+
+
+def _only_constants(node: ir.Node, depth: int = _DEPTH) -> bool:
+    if depth == 0 or any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
+        return False
+    given = [value for value in node.inputs if value is not None]
+    if not given:
+        return False
+    for value in given:
+        if is_weight(value):
+            continue
+        producer = value.producer()
+        if producer is None or not _only_constants(producer, depth - 1):
+            return False
+    return True
+
+
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def _name(node: ir.Node) -> str:
+    return f"{node.op_type} {node.name!r}"
