@@ -44,6 +44,16 @@ def mark_stage(model: ir.Model, stage: Stage) -> None:
     model.meta[_META_KEY] = max(stage, stage_of(model))
 
 
+def clone_model(model: ir.Model) -> ir.Model:
+    """A copy of the model that shares its weights and keeps its stage and other facts.
+
+    ``ir.Model.clone`` drops ``model.meta``, and with it the stage.
+    """
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    return copy
+
+
 def require_stage(model: ir.Model, at_least: Stage, who: str) -> None:
     """Raise `UnsupportedGraph` unless the model has reached ``at_least``."""
     here = stage_of(model)
