@@ -8,13 +8,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from onnxq.errors import ExportError, MissingDependency
 
-__all__ = ["build_decoder", "copy_companions", "is_companion", "read_json", "require_genai"]
+__all__ = ["build_with_genai", "copy_companions", "is_companion", "read_json", "require_genai"]
 
 _COMPANIONS = (
     "genai_config.json",
@@ -39,8 +39,10 @@ _COMPANIONS = (
 _LOG_LINES = 15
 
 
-def build_decoder(checkpoint: Path, folder: Path) -> None:
-    """Write ``model.onnx``, ``genai_config.json`` and the tokenizer of a Hugging Face checkpoint.
+def build_with_genai(
+    checkpoint: Path, folder: Path, *, models: Sequence[str] = ("model.onnx",)
+) -> None:
+    """Write models, ``genai_config.json`` and the tokenizer of a Hugging Face checkpoint, float32.
 
     onnxruntime-genai's model builder runs in a process of its own: it prints, changes
     ``sys.path``, and holds the weights several times over.
@@ -48,6 +50,7 @@ def build_decoder(checkpoint: Path, folder: Path) -> None:
     Args:
         checkpoint: folder with ``config.json``, safetensors and a tokenizer.
         folder: existing folder to write into.
+        models: the ONNX files that must be there afterwards.
 
     Raises:
         ExportError: the builder does not know the architecture, or failed; its last lines are
@@ -71,7 +74,7 @@ def build_decoder(checkpoint: Path, folder: Path) -> None:
             text=True,
             check=False,
         )
-    if done.returncode != 0 or not (folder / "model.onnx").exists():
+    if done.returncode != 0 or not all((folder / name).exists() for name in models):
         raise ExportError(_builder_failure(checkpoint, done.stdout))
 
 

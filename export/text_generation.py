@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onnxq.export.check import check_decoder
 from onnxq.export.exported import Exported, fresh_folder
-from onnxq.export.genai import build_decoder, copy_companions
+from onnxq.export.genai import build_with_genai, copy_companions
 from onnxq.export.hf_folder import load_module
 from onnxq.runtime import open_session
 
@@ -29,7 +29,7 @@ def export_decoder(
         MissingDependency: transformers, torch or onnxruntime-genai is not installed.
     """
     with fresh_folder(out, overwrite=overwrite) as folder:
-        build_decoder(checkpoint, folder)
+        build_with_genai(checkpoint, folder)
         copy_companions(checkpoint, folder)
         module = load_module("AutoModelForCausalLM", checkpoint)
         with open_session(folder / "model.onnx") as session:
