@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import BrokenPromise
+from onnxq.graph.stage import clone_model
 from onnxq.passes.base import Promise
 from onnxq.runtime import open_session
 
@@ -52,7 +53,7 @@ class PromiseKeeper:
         """Run ``model`` once on every sample; later checks compare with these outputs."""
         self._samples = samples
         self._noise: float | None = None
-        self._before = model.clone()
+        self._before = clone_model(model)
         self._outputs = self._run(model)
 
     def check(self, who: str, promise: Promise, model: ir.Model) -> Kept:
@@ -80,7 +81,7 @@ class PromiseKeeper:
                 f"{who} left outputs no closer to the original than zeros (SQNR {db:.1f} dB): "
                 "use more bits, smaller groups, or exclude the sites that do not quantize."
             )
-        self._outputs, self._before, self._noise = new, model.clone(), None
+        self._outputs, self._before, self._noise = new, clone_model(model), None
         return Kept(promise, error, db, len(self._samples))
 
     def _run(self, model: ir.Model, *, optimize: bool = False) -> Outputs:

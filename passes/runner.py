@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import CalibrationError, OnnxqError
-from onnxq.graph.stage import mark_stage, require_stage
+from onnxq.graph.stage import clone_model, mark_stage, require_stage
 from onnxq.passes.base import Context, Pass, PassReport, Progress, Samples, no_progress
 from onnxq.passes.promise import Kept, PromiseKeeper
 from onnxq.passes.recipe import Recipe
@@ -98,7 +98,7 @@ def run_recipe(
             f"Recipe {recipe.name!r} needs calibration data for its pass {who!r}: give some "
             "(a folder of .npz files, texts, images or audio), or choose a weight-only recipe."
         )
-    model = model.clone()
+    model = clone_model(model)
     context = Context(samples=samples, progress=progress)
     keeper = PromiseKeeper(model, _inputs(model, samples)) if check == "auto" else None
     steps: list[StepResult] = []

@@ -2,57 +2,53 @@
 
 A pass that quantizes a 13 GB model computes gigabytes of new weights before anything is saved, and
 computing them again at every read (as a lazy tensor would) is out of the question for a solver
-that takes minutes per weight. So finished arrays go to a temporary folder and come back memory-
-mapped; the folder is deleted when the last tensor in it is gone.
+that takes minutes per weight. So finished arrays beyond a budget are appended to one temporary
+file that has no name any more: it vanishes with the last tensor in it, also when the run is killed.
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-_IN_MEMORY_BYTES = 1 << 16
-"""Arrays up to this size stay in memory: a file of their own would cost more than it saves."""
+from onnxq.graph.data_file import DataFile, FileTensor
+
+_SMALL_BYTES = 1 << 14
+"""Arrays up to this size always stay in memory."""
 
 
 class Scratch:
-    """A temporary folder of finished tensors, filled as a recipe runs."""
+    """Finished tensors of one recipe run: in memory up to a budget, then in a temporary file."""
 
-    def __init__(self, budget: int = 256 << 20) -> None:
+    def __init__(self, budget: int = 128 << 20) -> None:
         """Keep up to ``budget`` bytes in memory before anything is written to disk."""
         self._left_in_memory = budget
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._count = 0
+        self._end = 0
+        self._file: DataFile | None = None
+        self._writer: Any = None
 
-    def keep(self, array: np.ndarray, *, dtype: ir.DataType | None = None) -> ir.TensorProtocol:
-        """Return a tensor that holds ``array``, in memory or memory-mapped from the folder.
+    def keep(self, array: np.ndarray[Any, Any], dtype: ir.DataType) -> ir.TensorProtocol:
+        """Return a tensor that holds ``array``, in memory or in the temporary file.
 
         Args:
-            array: any NumPy array; for a sub-byte ``dtype`` the packed bytes are not wanted
-                here but an array of the matching ml_dtypes type.
-            dtype: ONNX type of the tensor; that of the array when None.
+            array: an array in ``dtype.numpy()``, one element each for types below 8 bits.
+            dtype: ONNX type of the tensor.
         """
         tensor = ir.Tensor(array, dtype=dtype)
-        if tensor.nbytes <= _IN_MEMORY_BYTES or tensor.nbytes <= self._left_in_memory:
-            if tensor.nbytes > _IN_MEMORY_BYTES:
-                self._left_in_memory -= tensor.nbytes
+        if tensor.nbytes <= _SMALL_BYTES:
             return tensor
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="onnxq-scratch-")
-        name = f"{self._count}.bin"
-        self._count += 1
-        (Path(self._folder.name) / name).write_bytes(tensor.tobytes())
-        external = ir.ExternalTensor(
-            name,
-            0,
-            tensor.nbytes,
-            tensor.dtype,
-            shape=tensor.shape,
-            name="",
-            base_dir=self._folder.name,
-        )
-        external.meta["onnxq.scratch"] = self._folder  # keeps the folder while the tensor lives
-        return external
+        if tensor.nbytes <= self._left_in_memory:
+            self._left_in_memory -= tensor.nbytes
+            return tensor
+        if self._file is None:
+            with tempfile.NamedTemporaryFile(prefix="onnxq-scratch-") as named:
+                self._file = DataFile(Path(named.name))
+                self._writer = Path(named.name).open("ab")  # noqa: SIM115 - lives as long as self
+        self._writer.write(tensor.tobytes())
+        self._writer.flush()
+        start, self._end = self._end, self._end + tensor.nbytes
+        return FileTensor(self._file, start, dtype, ir.Shape(array.shape))

@@ -1,0 +1,164 @@
+"""The artifact: a folder with the model, what the runtime needs beside it, and ``onnxq.json``.
+
+It is written beside its final place, verified *as written* (structure, loads in ONNX Runtime,
+outputs compared with the original on held-back inputs), and only then moved there. A run that
+fails or is killed at any moment leaves an earlier artifact as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import ArtifactError, OnnxqError
+from onnxq.evaluate import compare
+from onnxq.export.exported import fresh_folder, refuse_occupied
+from onnxq.export.genai import copy_companions
+from onnxq.graph import check_graph, load, save
+from onnxq.graph.lock import output_lock
+from onnxq.passes.runner import RecipeResult
+
+MODEL_NAME = "model.onnx"
+REPORT_NAME = "onnxq.json"
+_PACKAGES = ("onnxq", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A written and verified artifact.
+
+    Attributes:
+        folder: where it is.
+        report: the content of its ``onnxq.json``.
+    """
+
+    folder: Path
+    report: Mapping[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """The ONNX file inside."""
+        return self.folder / MODEL_NAME
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the graph and its external data: what a deployment carries."""
+        return sum(
+            entry["bytes"]
+            for name, entry in self.report["files"].items()
+            if name.startswith(MODEL_NAME)
+        )
+
+
+def write_artifact(
+    result: RecipeResult,
+    folder: Path,
+    *,
+    original: ir.Model,
+    source: Mapping[str, Any],
+    held_back: Sequence[Mapping[str, np.ndarray]],
+    companions: Path | None = None,
+    overwrite: bool = False,
+) -> Artifact:
+    """Write, verify and put in place.
+
+    Args:
+        result: what the recipe gave.
+        folder: the artifact's folder; made when missing.
+        original: the model the recipe started from, for the comparison.
+        source: where the model came from, for the report.
+        held_back: inputs that calibration has not seen; empty skips the run on ONNX Runtime
+            (for models larger than memory) and says so in the report.
+        companions: folder whose tokenizer, ``genai_config.json`` and other runtime files are
+            carried along; None when the model came without.
+        overwrite: replace a folder that holds another model; an onnxq artifact is replaced
+            without asking, as a nightly run would want.
+
+    Raises:
+        ExportError: the folder holds something else, which is untouched.
+        ArtifactError: the written model fails verification; what was there before is untouched.
+    """
+    folder = folder.absolute()
+    mine = overwrite or (folder / REPORT_NAME).exists()
+    refuse_occupied(folder, mine)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with output_lock(folder), fresh_folder(folder, overwrite=mine) as staging:
+        path = save(result.model, staging / MODEL_NAME)
+        if companions is not None:
+            copy_companions(companions, staging)
+        report = {
+            "onnxq": importlib.metadata.version("onnxq"),
+            "source": dict(source),
+            "recipe": result.recipe.to_dict(),
+            "versions": _versions(),
+            "steps": [step.to_dict() for step in result.steps],
+            "verification": _verify(path, original, held_back),
+            "files": _files(staging),
+        }
+        text = json.dumps(report, indent=1, allow_nan=False, default=str)
+        (staging / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
+    return Artifact(folder, report)
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Open an artifact that was written before.
+
+    Raises:
+        ArtifactError: the folder has no readable ``onnxq.json``.
+    """
+    path = folder / REPORT_NAME
+    try:
+        return Artifact(folder, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder} is not an onnxq artifact: {path} {error}") from error
+
+
+def _verify(
+    path: Path, original: ir.Model, held_back: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, Any]:
+    """Check the file that was written, not the object it was written from."""
+    try:
+        written = load(path)
+        check_graph(written)
+        if not held_back:
+            return {"graph": "ok", "outputs": "not compared: no inputs were given"}
+        comparison = compare(original, path, held_back)
+    except OnnxqError as error:
+        raise ArtifactError(
+            f"The written model failed its verification and was not put in place: {error}"
+        ) from error
+    return {"graph": "ok", "onnxruntime": "loads and runs", "outputs": comparison.to_dict()}
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    found["cpus"] = str(os.cpu_count())
+    return found

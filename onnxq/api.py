@@ -1,0 +1,197 @@
+"""The public verbs as plain functions: what the CLI calls and what pipelines import."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import CalibrationError
+from onnxq.evaluate import Comparison, compare_models
+from onnxq.evaluate.run import evaluate
+from onnxq.export.artifact import Artifact, file_hash, write_artifact
+from onnxq.graph import load
+from onnxq.passes.base import PassReport, Progress, SiteReport, no_progress
+from onnxq.passes.recipe import Recipe, load_recipe
+from onnxq.passes.runner import Check, RecipeResult, run_recipe
+from onnxq.runtime import random_samples
+
+__all__ = ["Quantized", "compare", "evaluate", "load", "quantize"]
+
+_HELD_BACK = 4
+"""Samples kept away from calibration to compare the written artifact on."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """A quantized model with the account of how it came about.
+
+    Attributes:
+        result: the rewritten model and what every pass did.
+        original: the model it was made from.
+        source: where that came from.
+        held_back: inputs that calibration has not seen.
+        artifact: the written artifact, when ``out`` was given.
+    """
+
+    result: RecipeResult
+    original: ir.Model
+    source: Mapping[str, Any]
+    held_back: Sequence[Mapping[str, np.ndarray]]
+    artifact: Artifact | None = None
+
+    @property
+    def model(self) -> ir.Model:
+        """The quantized model."""
+        return self.result.model
+
+    @property
+    def reports(self) -> tuple[PassReport, ...]:
+        """One report for each pass of the recipe, in order."""
+        return tuple(step.report for step in self.result.steps)
+
+    @property
+    def quantized_sites(self) -> list[SiteReport]:
+        """The sites that are stored in fewer bits."""
+        return [site for report in self.reports for site in report.changed if site.format]
+
+    @property
+    def left_sites(self) -> list[SiteReport]:
+        """The sites that quantizing passes left alone, each with its reason."""
+        return [
+            site
+            for step in self.result.steps
+            if step.step.promise.value == "close"
+            for site in step.report.left
+        ]
+
+    def save(
+        self, out: str | Path, *, companions: Path | None = None, overwrite: bool = False
+    ) -> Artifact:
+        """Write the artifact, verified; see `onnxq.export.artifact.write_artifact`."""
+        return write_artifact(
+            self.result,
+            Path(out),
+            original=self.original,
+            source=self.source,
+            held_back=self.held_back,
+            companions=companions,
+            overwrite=overwrite,
+        )
+
+
+def quantize(
+    model: Any,
+    recipe: str | Path | Recipe = "int8",
+    *,
+    data: Any = None,
+    out: str | Path | None = None,
+    set: Sequence[str] = (),
+    check: Check = "auto",
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> Quantized:
+    """Run a recipe on a model and, when ``out`` is given, write the verified artifact.
+
+    Args:
+        model: a path (file or folder), bytes, ``onnx_ir.Model`` or ``onnx.ModelProto``; left as
+            it is.
+        recipe: a preset's name, a TOML file, or a `Recipe`.
+        data: calibration inputs: an iterable of ``{input name: array}``, or a path that
+            `onnxq.calibration.open_data` understands. A few samples are held back to compare
+            the artifact on; promises are checked on the first ones. Without data both are done
+            on random inputs.
+        out: folder of the artifact; the files a runtime needs beside the model (tokenizer,
+            ``genai_config.json``) are carried along from the model's folder.
+        set: overrides, ``pass.key=value``.
+        check: ``off`` skips running the model: for models larger than memory.
+        overwrite: let ``out`` replace a folder that is not an onnxq artifact.
+        progress: called with (what, done, total).
+
+    Raises:
+        OnnxqError: with a sentence that says what, where, and what to do next.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, set)
+    original = load(model)
+    samples, held_back = _split(original, data, check)
+    result = run_recipe(original, chosen, samples=samples, check=check, progress=progress)
+    quantized = Quantized(
+        result=result, original=original, source=_source_of(model), held_back=held_back
+    )
+    if out is None:
+        return quantized
+    artifact = quantized.save(out, companions=_folder_of(model), overwrite=overwrite)
+    return dataclasses.replace(quantized, artifact=artifact)
+
+
+def compare(
+    reference: Any, candidate: Any, data: Any = None, *, layers: bool = False
+) -> Comparison:
+    """Run two models on the same inputs and measure how far apart their outputs are.
+
+    Args:
+        reference: the model to measure against; anything `load` takes.
+        candidate: the model to measure.
+        data: as in `quantize`; random inputs when None.
+        layers: also compare the inner values that have the same name in both.
+    """
+    first, second = load(reference), load(candidate)
+    samples = random_samples(first, 2) if data is None else list(_open(first, data))
+    return compare_models(first, second, samples, layers=layers)
+
+
+def _open(model: ir.Model, data: Any) -> Iterable[Mapping[str, np.ndarray]]:
+    from onnxq.calibration import checked_samples, open_data
+
+    if isinstance(data, (str, Path)):
+        return open_data(data, model)
+    return checked_samples(data, model)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Samples [start, stop) of data that are read again at every pass over them."""
+
+    samples: Iterable[Mapping[str, np.ndarray]]
+    start: int
+    stop: int
+
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
+        return itertools.islice(iter(self.samples), self.start, self.stop)
+
+
+def _split(
+    model: ir.Model, data: Any, check: Check
+) -> tuple[Iterable[Mapping[str, np.ndarray]] | None, list[Mapping[str, np.ndarray]]]:
+    """Calibration samples, and held-back ones from the end that calibration does not see."""
+    if data is None:
+        return None, list(random_samples(model, 2, seed=1)) if check == "auto" else []
+    samples = _open(model, data)
+    count = sum(1 for _ in samples)
+    if count == 0:
+        raise CalibrationError("The calibration data hold no samples: give at least one.")
+    keep = min(_HELD_BACK, count // 2)
+    return _Part(samples, 0, count - keep), list(_Part(samples, count - max(keep, 1), count))
+
+
+def _source_of(model: Any) -> dict[str, Any]:
+    if not isinstance(model, (str, Path)):
+        return {"type": type(model).__name__}
+    path = Path(model)
+    files = [path] if path.is_file() else sorted(path.glob("*.onnx"))
+    return {
+        "path": str(path),
+        "sha256": {file.name: file_hash(file) for file in files},
+    }
+
+
+def _folder_of(model: Any) -> Path | None:
+    if not isinstance(model, (str, Path)):
+        return None
+    path = Path(model)
+    return path if path.is_dir() else path.parent

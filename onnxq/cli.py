@@ -1,0 +1,246 @@
+"""The command line: a thin layer over `onnxq.api`, with progress, tables and exit codes.
+
+Exit codes: 0 done; 1 refused, with the reason on standard error; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.console
+import rich.progress
+import typer
+
+from onnxq.errors import OnnxqError
+from onnxq.passes.base import Progress
+
+app = typer.Typer(
+    name="onnxq",
+    help="Turn trained models into verified, quantized ONNX artifacts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_output = rich.console.Console()
+_errors = rich.console.Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Model = Annotated[Path, typer.Argument(help="An ONNX file, or a folder that holds one.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Inputs: a folder of .npz, texts, images or audio, or one such file."),
+]
+Overwrite = Annotated[bool, typer.Option(help="Replace a folder that holds another model.")]
+
+
+def main() -> None:
+    """Run the command line; refusals print their sentence and exit with 1."""
+    try:
+        app()
+    except OnnxqError as error:
+        _errors.print(f"[bold red]refused[/] {type(error).__name__}", highlight=False)
+        _errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        for note in getattr(error, "__notes__", ()):
+            _errors.print(note, markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar per kind of work on standard error, with the time left."""
+    with rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=_errors,
+        transient=True,
+    ) as bars:
+        tasks: dict[str, rich.progress.TaskID] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total or None)
+            bars.update(tasks[what], completed=done, total=total or None)
+
+        yield advance
+
+
+def _show(value: Any, as_json: bool, render: Any) -> None:
+    """Print plain values as JSON, or through ``render(console, value)`` as a table."""
+    if as_json:
+        sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+    else:
+        render(_output, value)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A .gguf or .onnx file, a folder, or a hub id.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    task: Annotated[str, typer.Option(help="E.g. text-generation; found out when auto.")] = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Export a model to ONNX and check it against the framework it came from."""
+    from onnxq import export as room
+    from onnxq import tables
+
+    exported = room.export_model(source, out, task=task, overwrite=overwrite)
+    _show(tables.exported_values(exported), as_json, tables.exported)
+
+
+@app.command()
+def quantize(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the artifact.")],
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A preset or a .toml.")] = "int8",
+    data: Data = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override: pass.key=value. Repeatable.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Run the model to check every pass and the artifact.")
+    ] = True,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Quantize a model by a recipe and write a verified artifact."""
+    from onnxq import api, tables
+
+    with _progress() as progress:
+        quantized = api.quantize(
+            model,
+            recipe,
+            data=data,
+            out=out,
+            set=set_ or (),
+            check="auto" if check else "off",
+            overwrite=overwrite,
+            progress=progress,
+        )
+    assert quantized.artifact is not None
+    _show(dict(quantized.artifact.report), as_json, tables.artifact)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    sites: Annotated[bool, typer.Option(help="List every site.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what is in a model: inputs, operators, linear sites, attention, MLPs."""
+    from onnxq import tables
+    from onnxq.graph import describe, load
+
+    _show(
+        describe(load(model)),
+        as_json,
+        lambda console, value: tables.description(console, value, all_sites=sites),
+    )
+
+
+@app.command()
+def compare(
+    reference: Model,
+    candidate: Annotated[Path, typer.Argument(help="The model to measure.")],
+    data: Data = None,
+    layers: Annotated[
+        bool, typer.Option(help="Also compare inner values, layer by layer.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run two models on the same inputs and measure how far apart they are."""
+    from onnxq import api, tables
+
+    comparison = api.compare(reference, candidate, data, layers=layers)
+    _show(comparison.to_dict(), as_json, tables.comparison)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    text: Annotated[Path, typer.Option(help="A text file to measure perplexity on.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json; the one beside the model when not given.")
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens in a window.")] = 512,
+    windows: Annotated[int, typer.Option(help="Windows at most, from the end of the text.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """Measure the perplexity of a text-generation model."""
+    from onnxq import api, tables
+
+    with _progress() as progress:
+        result = api.evaluate(
+            model, text=text, tokenizer=tokenizer, window=window, windows=windows, progress=progress
+        )
+    _show(result.to_dict(), as_json, tables.values)
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="Models to time against one another.")],
+    data: Data = None,
+    rounds: Annotated[int, typer.Option(help="Alternating rounds.")] = 20,
+    threads: Annotated[int | None, typer.Option(help="Threads inside an operator.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure latency (alternating), tokens per second, memory, size and bits per weight."""
+    from onnxq import api, tables
+
+    with _progress() as progress:
+        rows = api.bench(models, data, rounds=rounds, threads=threads, progress=progress)
+    _show(rows, as_json, tables.bench)
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the presets."""
+    from onnxq import tables
+    from onnxq.passes.recipe import load_recipe, preset_names
+
+    rows = [load_recipe(name).to_dict() for name in preset_names()]
+    _show(rows, as_json, tables.recipes)
+
+
+@app.command()
+def passes(as_json: Json = False) -> None:
+    """List the passes, their promises and their options."""
+    from onnxq import tables
+
+    _show(tables.pass_values(), as_json, tables.passes)
+
+
+@app.command()
+def formats(as_json: Json = False) -> None:
+    """List the weight formats with bits per weight."""
+    from onnxq import tables
+
+    _show(tables.format_values(), as_json, tables.formats)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the real models and data sets that examples and results use."""
+    from onnxq import tables
+
+    _show(tables.zoo_values(), as_json, tables.zoo)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the models are written.")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """The main job on a real model: export, quantize three ways, measure, generate."""
+    from onnxq import tables
+    from onnxq.demo import run_demo
+
+    with _progress() as progress:
+        rows = run_demo(folder, progress)
+    _show(rows, as_json, tables.demo)

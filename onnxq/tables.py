@@ -1,0 +1,232 @@
+"""How the command line shows things: plain values in, rich tables out."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich.console
+import rich.table
+
+Console = rich.console.Console
+Row = Mapping[str, Any]
+
+
+def table(
+    console: Console, rows: Sequence[Row], columns: Sequence[str] = (), title: str | None = None
+) -> None:
+    """Print rows as a table; numbers to the right, missing values as a dash."""
+    names = list(columns) or list(dict.fromkeys(key for row in rows for key in row))
+    shown = rich.table.Table(title=title, title_justify="left")
+    for name in names:
+        numeric = all(isinstance(row.get(name), (int, float, type(None))) for row in rows)
+        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(_text(row.get(name)) for name in names))
+    console.print(shown)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(item) for item in value)
+    return str(value)
+
+
+def values(console: Console, value: Mapping[str, Any]) -> None:
+    """Print one mapping, a line each."""
+    table(console, [{"": key, "value": _text(item)} for key, item in value.items()])
+
+
+def megabytes(nbytes: float) -> str:
+    """Bytes as megabytes (10⁶) with one decimal."""
+    return f"{nbytes / 1e6:.1f} MB"
+
+
+def exported_values(exported: Any) -> dict[str, Any]:
+    """What `onnxq export` did, as plain values."""
+    return {
+        "folder": str(exported.folder),
+        "task": exported.task,
+        "source": exported.source,
+        "models": {role: str(path) for role, path in exported.models.items()},
+        "largest relative error": exported.largest_error,
+        "bound": exported.bound,
+        "errors": dict(exported.errors),
+        "notes": list(exported.notes),
+    }
+
+
+def exported(console: Console, value: Mapping[str, Any]) -> None:
+    """Print what `onnxq export` did."""
+    values(console, value)
+
+
+def artifact(console: Console, report: Mapping[str, Any]) -> None:
+    """Print the report of an artifact: steps, what was quantized, what was left and why."""
+    steps = []
+    for step in report["steps"]:
+        left = [site for site in step["sites"] if site["reason"]]
+        kept = step["kept"] or {}
+        steps.append(
+            {
+                "pass": step["use"],
+                "changed": len(step["sites"]) - len(left),
+                "left": len(left),
+                "promise": kept.get("promise", "–"),
+                "SQNR dB": kept.get("sqnr_db"),
+                "seconds": step["seconds"],
+            }
+        )
+    table(console, steps, title=f"recipe {report['recipe']['name']}")
+    sites = [site for step in report["steps"] for site in step["sites"]]
+    formats = Counter(site["format"] for site in sites if site["format"])
+    for name, count in formats.items():
+        console.print(f"{count} sites in {name}")
+    reasons = Counter(
+        site["reason"]
+        for step in report["steps"]
+        if (step["kept"] or {}).get("promise") == "close"
+        for site in step["sites"]
+        if site["reason"]
+    )
+    for reason, count in reasons.most_common(8):
+        console.print(f"{count} left: {reason}", markup=False)
+    files = [{"file": name, "size": megabytes(f["bytes"])} for name, f in report["files"].items()]
+    table(console, files, title="written")
+    outputs = report["verification"]["outputs"]
+    if isinstance(outputs, str):
+        console.print(f"verification: {outputs}")
+    else:
+        comparison(console, outputs)
+
+
+def comparison(console: Console, value: Mapping[str, Any]) -> None:
+    """Print a comparison of two models."""
+    table(console, value["outputs"], title="outputs against the original")
+    if value.get("layers"):
+        table(console, value["layers"], title="inner values")
+
+
+def description(console: Console, value: Mapping[str, Any], *, all_sites: bool = False) -> None:
+    """Print what is in a model."""
+    plain = {
+        key: item for key, item in value.items() if isinstance(item, (str, int, float, type(None)))
+    }
+    values(console, plain)
+    for key in ("inputs", "outputs"):
+        table(console, value[key][:12], title=key)
+    sites = value["sites"]
+    if all_sites:
+        table(console, sites, title="sites")
+    else:
+        kinds = Counter(
+            (site["kind"], str(site.get("already") or site.get("refusal") or "float"))
+            for site in sites
+        )
+        rows = [{"kind": k, "state": s, "sites": n} for (k, s), n in kinds.most_common()]
+        table(console, rows, title="linear sites (--sites lists them)")
+    for key in ("attention", "mlps"):
+        if value.get(key):
+            table(console, value[key] if all_sites else value[key][:2], title=key)
+
+
+def recipes(console: Console, rows: Sequence[Row]) -> None:
+    """Print the presets."""
+    table(
+        console,
+        [
+            {
+                "recipe": row["name"],
+                "summary": row["summary"],
+                "passes": [step["use"] for step in row["pass"]],
+            }
+            for row in rows
+        ],
+    )
+
+
+def pass_values() -> list[dict[str, Any]]:
+    """Every pass with its promise and options."""
+    from onnxq.passes.registry import all_passes
+
+    return [
+        {
+            "pass": key,
+            "promise": cls.promise.value,
+            "summary": (inspect.getdoc(cls) or "").partition("\n")[0],
+            "options": [f"{f.name}={_default(f)!r}" for f in dataclasses.fields(cls)],
+        }
+        for key, cls in all_passes().items()
+    ]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def passes(console: Console, rows: Sequence[Row]) -> None:
+    """Print the passes."""
+    table(console, rows)
+
+
+def format_values() -> list[dict[str, Any]]:
+    """Every weight format with its bits per weight on a 4096 × 4096 matrix."""
+    from onnxq.formats import format_names, parse_format
+
+    rows = []
+    for name in format_names():
+        fmt = parse_format(name)
+        bits = fmt.bits_per_weight((4096, 4096))
+        rows.append({"format": name, "bits per weight (4096 x 4096)": round(bits, 4)})
+    return rows
+
+
+def formats(console: Console, rows: Sequence[Row]) -> None:
+    """Print the formats."""
+    table(console, rows)
+
+
+def zoo_values() -> list[dict[str, Any]]:
+    """Every packaged model and data set."""
+    from onnxq.models.zoo import entries
+
+    return [
+        {
+            "name": entry.name,
+            "kind": entry.kind,
+            "what": entry.title,
+            "package": f"{entry.package}=={entry.version}",
+            "licence": entry.licence,
+            "MB": entry.megabytes,
+            "cached": entry.is_cached,
+        }
+        for entry in entries()
+    ]
+
+
+def zoo(console: Console, rows: Sequence[Row]) -> None:
+    """Print the zoo."""
+    table(console, rows)
+
+
+def bench(console: Console, rows: Sequence[Row]) -> None:
+    """Print timings."""
+    table(console, rows)
+
+
+def demo(console: Console, rows: Sequence[Row]) -> None:
+    """Print the demo: the figures in a table, then a sentence from each model."""
+    table(console, [{k: v for k, v in row.items() if k != "text"} for row in rows])
+    for row in rows:
+        console.print(f"[bold]{row['model']}[/]: {row['text']}", highlight=False)

@@ -1,0 +1,106 @@
+"""Axes of a weight: from the operator's layout to the canonical one of the formats, and back.
+
+Canonical is ``[rows, columns]`` = [output channels, inputs], what every format and solver takes.
+MatMul stores [K, N] (and [..., K, N] in batches), Gemm either way, Conv [O, I/g, kh, kw],
+ConvTranspose [I, O/g, kh, kw], an embedding [tokens, width].
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.formats import IntFormat, PerGroup, PerTensor
+from onnxq.graph.sites import Site
+from onnxq.graph.weights import weight_tensor
+
+Array = np.ndarray[Any, Any]
+Stored = list[tuple[Array, ir.DataType]]
+
+_SIGNED = {2: ir.DataType.INT2, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
+_UNSIGNED = {2: ir.DataType.UINT2, 4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
+_CONV = ("Conv", "ConvTranspose")
+
+
+def storage_bits(fmt: IntFormat) -> int:
+    """Bits of the ONNX integer type that holds one code of ``fmt``: 2, 4 or 8."""
+    return next(bits for bits in _SIGNED if bits >= fmt.bits)
+
+
+def weight_type(site: Site) -> ir.DataType:
+    """The element type of a site's weight; the site must have one."""
+    if site.weight is None:
+        raise ValueError(f"site {site.name!r} has no weight: check site.refusal first")
+    return weight_tensor(site.weight).dtype
+
+
+def to_rows(site: Site, weight: Array) -> Array:
+    """Bring a stored weight to [rows, columns] float32; a view when the axes allow it."""
+    axis, place = (site.out_axis, 0) if site.kind in _CONV else (site.in_axis, -1)
+    moved = np.moveaxis(weight, axis, place)
+    rows = moved.shape[0] if site.kind in _CONV else -1
+    columns = -1 if site.kind in _CONV else moved.shape[-1]
+    return moved.reshape(rows, columns).astype(np.float32, copy=False)
+
+
+def from_rows(site: Site, rows: Array) -> Array:
+    """Bring [rows, columns or groups] back to the stored axes; the inverse of `to_rows`."""
+    shape = site.shape
+    if site.kind in _CONV:
+        rest = [dim for axis, dim in enumerate(shape) if axis != site.out_axis]
+        return np.ascontiguousarray(
+            np.moveaxis(rows.reshape(shape[site.out_axis], *rest), 0, site.out_axis)
+        )
+    lead = [dim for axis, dim in enumerate(shape) if axis != site.in_axis % len(shape)]
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(*lead, rows.shape[-1]), -1, site.in_axis))
+
+
+def dequantize_inputs(site: Site, fmt: IntFormat, arrays: dict[str, Array]) -> Stored:
+    """Codes, scales and (asymmetric) zero points as DequantizeLinear reads them."""
+    columns = arrays["codes"].shape[-1]
+    if site.kind not in _CONV:
+        columns = site.shape[site.in_axis]
+    bits = storage_bits(fmt)
+    code_type = (_SIGNED if fmt.symmetric else _UNSIGNED)[bits]
+    codes = from_rows(site, arrays["codes"][:, :columns])
+    stored = [(codes.astype(code_type.numpy()), code_type)]
+    scale_type = weight_type(site)
+    stored.append((_per_axis(site, fmt, arrays["scales"]).astype(scale_type.numpy()), scale_type))
+    if not fmt.symmetric:
+        zeros = _per_axis(site, fmt, arrays["zeros"])
+        stored.append((zeros.astype(code_type.numpy()), code_type))
+    return stored
+
+
+def dequantize_attributes(site: Site, fmt: IntFormat) -> dict[str, int]:
+    """``axis`` and ``block_size`` of the DequantizeLinear of a site."""
+    if isinstance(fmt.granularity, PerTensor):
+        return {}
+    if isinstance(fmt.granularity, PerGroup):
+        return {"axis": site.in_axis, "block_size": fmt.granularity.size}
+    if _is_batched(site):
+        return {"axis": site.in_axis, "block_size": site.shape[site.in_axis]}
+    return {"axis": site.out_axis}
+
+
+def _per_axis(site: Site, fmt: IntFormat, values: Array) -> Array:
+    if isinstance(fmt.granularity, PerTensor):
+        return values.reshape(())
+    if isinstance(fmt.granularity, PerGroup) or _is_batched(site):
+        return from_rows(site, values)
+    return np.ascontiguousarray(values.reshape(-1))
+
+
+def _is_batched(site: Site) -> bool:
+    """A stack of matrices: one scale per output channel of each has no axis of its own."""
+    return site.kind not in _CONV and len(site.shape) > 2
+
+
+def relative_error(rows: Array, decoded: Array) -> float:
+    """‖W − Ŵ‖ / ‖W‖ (Frobenius); 0 for a weight of zeros."""
+    norm = math.sqrt(float(np.sum(rows.astype(np.float64) ** 2)))
+    difference = math.sqrt(float(np.sum((rows - decoded).astype(np.float64) ** 2)))
+    return difference / norm if norm else 0.0

@@ -1,0 +1,310 @@
+"""How a quantized weight is written into the graph: the three forms of `quantize_weights`.
+
+One weight read by several sites is stored once per form, and an embedding tied to a MatMulNBits
+shares its codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from onnxq.formats import IntFormat, PerGroup, matmul_nbits_layout
+from onnxq.graph.scratch import Scratch
+from onnxq.graph.sites import Site
+from onnxq.graph.weights import add_weight, read_weight
+from onnxq.passes.base import SiteReport
+from onnxq.passes.weight_layout import (
+    Array,
+    Stored,
+    dequantize_attributes,
+    dequantize_inputs,
+    relative_error,
+    storage_bits,
+    to_rows,
+    weight_type,
+)
+from onnxq.solvers import nearest
+
+_NBITS = (2, 4, 8)
+_DEQUANTIZE_OPSET = {2: 25, 4: 21, 8: 13}
+
+
+def minimum_opset(fmt: IntFormat, write: str) -> int:
+    """The opset that ``fmt`` needs when written as DequantizeLinear; 1 when it need not be."""
+    blocked = isinstance(fmt.granularity, PerGroup)
+    if write != "dequantize" and _block_refusal(fmt) is None:
+        return 1
+    return max(_DEQUANTIZE_OPSET[storage_bits(fmt)], 21 if blocked else 13)
+
+
+def matmul_nbits_refusal(site: Site, fmt: IntFormat) -> str | None:
+    """Why a site cannot become MatMulNBits; None when it can."""
+    if site.kind not in ("MatMul", "Gemm"):
+        return f"MatMulNBits replaces MatMul and Gemm, and this is a {site.kind}"
+    reason = _block_refusal(fmt)
+    if reason is not None:
+        return reason
+    if len(site.shape) != 2:
+        return f"MatMulNBits takes a 2-D weight, and this one has shape {site.shape}"
+    if site.weight_index != 1:
+        return "MatMulNBits takes the weight on the right, and here it is on the left"
+    if site.kind == "Gemm" and site.node.attributes.get_int("transA", 0):
+        return "MatMulNBits cannot transpose its activations, and this Gemm does (transA=1)"
+    if weight_type(site) not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        return f"MatMulNBits takes float or float16, and this weight is {weight_type(site).name}"
+    return None
+
+
+def gather_refusal(site: Site, fmt: IntFormat) -> str | None:
+    """Why an embedding cannot become GatherBlockQuantized; None when it can."""
+    reason = _block_refusal(fmt)
+    if reason is not None:
+        return reason
+    if len(site.shape) != 2:
+        return f"GatherBlockQuantized takes a 2-D table, and this one is {site.shape}"
+    if site.node.attributes.get_int("axis", 0) != 0:
+        return "GatherBlockQuantized gathers rows, and this Gather takes another axis"
+    columns = site.shape[site.in_axis]
+    if isinstance(fmt.granularity, PerGroup) and columns % fmt.granularity.size:
+        return f"rows of {columns} are not a whole number of groups of {fmt.granularity.size}"
+    return None
+
+
+def _block_refusal(fmt: IntFormat) -> str | None:
+    """Why MatMulNBits and GatherBlockQuantized cannot hold the format; None when they can."""
+    if fmt.bits not in _NBITS:
+        return f"{fmt} has {fmt.bits} bits, and block-quantized operators take 2, 4 or 8"
+    if not isinstance(fmt.granularity, PerGroup):
+        return f"{fmt} has no groups, and block-quantized operators need one scale per group"
+    size = fmt.granularity.size
+    if size < 16 or size & (size - 1):
+        return f"{fmt} has groups of {size}, and blocks must be a power of two of at least 16"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+    """The stored values of one weight in one form, and what they cost."""
+
+    values: tuple[ir.Value | None, ...]
+    error: float
+    elements: int
+
+    def report(self, site: Site, fmt: IntFormat) -> SiteReport:
+        tensors = [value.const_value for value in self.values if value is not None]
+        nbytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        return SiteReport(
+            site=site.name,
+            format=str(fmt),
+            bits=8 * nbytes / self.elements,
+            error=self.error,
+            nbytes=nbytes,
+        )
+
+
+class WeightWriter:
+    """Encodes weights and edits sites; one per run of the pass."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        scratch: Scratch,
+        search: Literal["minmax", "mse"],
+        accuracy_level: int,
+    ) -> None:
+        """Write into ``model``; large arrays go to ``scratch``."""
+        self._model = model
+        self._scratch = scratch
+        self._search: Literal["minmax", "mse"] = search
+        self._accuracy_level = accuracy_level
+        self._written: dict[tuple[object, ...], _Encoded] = {}
+        self._dequantized: dict[tuple[object, ...], ir.Value] = {}
+
+    def remove_unused(self) -> None:
+        """Drop the float weights (and transposes of them) that nothing reads any more."""
+        if self._written:
+            RemoveUnusedNodesPass()(self._model)
+
+    def dequantize(self, site: Site, fmt: IntFormat) -> SiteReport:
+        """MatMul(x, W) → MatMul(x, DequantizeLinear(codes, scales[, zeros]))."""
+        weight = _weight(site)
+        key = (id(weight), str(fmt), "dequantize", site.in_axis, site.out_axis)
+        if key not in self._written:
+            rows, arrays = self._solve(site, fmt)
+            encoded = self._store(site, fmt, dequantize_inputs(site, fmt, arrays), rows, arrays)
+            node = ir.node(
+                "DequantizeLinear",
+                [value for value in encoded.values if value is not None],
+                attributes=dequantize_attributes(site, fmt),
+                name=f"{encoded.values[0].name}_DequantizeLinear" if encoded.values[0] else None,
+            )
+            output = node.outputs[0]
+            output.name = f"{node.name}_output"
+            output.dtype, output.shape = weight_type(site), ir.Shape(site.shape)
+            graph = _graph(site)
+            graph.insert_before(next(iter(graph)), node)
+            self._written[key], self._dequantized[key] = encoded, output
+        reader, index = (site.via[0], 0) if site.via else (site.node, site.weight_index)
+        reader.replace_input_with(index, self._dequantized[key])
+        return self._written[key].report(site, fmt)
+
+    def matmul_nbits(self, site: Site, fmt: IntFormat) -> SiteReport:
+        """MatMul(x, W) or Gemm(x, W, c) → MatMulNBits(x, codes, scales[, zeros]) [+ c]."""
+        encoded = self._blocks(site, fmt)
+        columns, rows = site.shape[site.in_axis], site.shape[site.out_axis]
+        node = ir.node(
+            "MatMulNBits",
+            [site.node.inputs[0], *(value for value in encoded.values if value is not None)],
+            attributes={
+                "K": columns,
+                "N": rows,
+                "bits": fmt.bits,
+                "block_size": _group(fmt),
+                "accuracy_level": self._accuracy_level,
+            },
+            domain="com.microsoft",
+            name=site.node.name,
+        )
+        _replace(site, node, self._epilogue(site, node))
+        self._model.opset_imports.setdefault("com.microsoft", 1)
+        return encoded.report(site, fmt)
+
+    def gather_block_quantized(self, site: Site, fmt: IntFormat) -> SiteReport:
+        """Gather(W, i) → GatherBlockQuantized(codes, i, scales[, zeros])."""
+        encoded = self._blocks(site, fmt)
+        codes, scales, zeros = encoded.values
+        tokens, columns = site.shape[site.out_axis], site.shape[site.in_axis]
+        shape = np.array([tokens, columns * fmt.bits // 8], np.int64)
+        graph = _graph(site)
+        flat = ir.node(
+            "Reshape",
+            [
+                codes,
+                add_weight(
+                    graph, "table_shape", shape=(2,), dtype=ir.DataType.INT64, compute=shape
+                ),
+            ],
+            name=f"{site.node.name}_table",
+        )
+        flat.outputs[0].name = f"{flat.name}_output"
+        node = ir.node(
+            "GatherBlockQuantized",
+            [flat.outputs[0], site.node.inputs[1], scales, *([zeros] if zeros else [])],
+            attributes={
+                "bits": fmt.bits,
+                "block_size": _group(fmt),
+                "gather_axis": 0,
+                "quantize_axis": 1,
+            },
+            domain="com.microsoft",
+            name=site.node.name,
+        )
+        _replace(site, node, [flat, node])
+        self._model.opset_imports.setdefault("com.microsoft", 1)
+        return encoded.report(site, fmt)
+
+    def _epilogue(self, site: Site, node: ir.Node) -> list[ir.Node]:
+        """The nodes that take the place of a Gemm: scaling by alpha and adding beta · c."""
+        nodes = [node]
+        if site.kind != "Gemm":
+            return nodes
+        alpha = site.node.attributes.get_float("alpha", 1.0)
+        beta = site.node.attributes.get_float("beta", 1.0)
+        if alpha != 1.0:
+            nodes.append(self._scaled(site, node.outputs[0], alpha, "alpha"))
+        bias = site.node.inputs[2] if len(site.node.inputs) > 2 else None
+        if bias is not None:
+            if beta != 1.0:
+                nodes.insert(0, self._scaled(site, bias, beta, "beta"))
+                bias = nodes[0].outputs[0]
+            result = nodes[-1].outputs[0]
+            nodes.append(ir.node("Add", [result, bias], name=f"{site.node.name}_bias"))
+        return nodes
+
+    def _scaled(self, site: Site, value: ir.Value, factor: float, what: str) -> ir.Node:
+        dtype = weight_type(site)
+        constant = add_weight(
+            _graph(site),
+            f"{site.node.name}_{what}",
+            shape=(),
+            dtype=dtype,
+            compute=np.array(factor, dtype.numpy()),
+        )
+        return ir.node("Mul", [value, constant], name=f"{site.node.name}_times_{what}")
+
+    def _blocks(self, site: Site, fmt: IntFormat) -> _Encoded:
+        """Codes, scales and zero points in MatMulNBits layout, stored once for tied weights."""
+        key = (id(_weight(site)), str(fmt), "blocks", site.in_axis)
+        if key not in self._written:
+            rows, arrays = self._solve(site, fmt)
+            layout = matmul_nbits_layout(arrays, fmt)
+            dtype = weight_type(site)
+            stored: Stored = [
+                (layout["B"], ir.DataType.UINT8),
+                (layout["scales"].astype(dtype.numpy()), dtype),
+            ]
+            zeros = layout.get("zero_points")
+            if zeros is not None:
+                stored.append((zeros, ir.DataType.UINT8))
+            self._written[key] = self._store(site, fmt, stored, rows, arrays)
+        return self._written[key]
+
+    def _solve(self, site: Site, fmt: IntFormat) -> tuple[Array, dict[str, Array]]:
+        rows = to_rows(site, read_weight(_weight(site)))
+        return rows, nearest(rows, fmt, search=self._search)
+
+    def _store(
+        self, site: Site, fmt: IntFormat, stored: Stored, rows: Array, arrays: dict[str, Array]
+    ) -> _Encoded:
+        graph, weight = _graph(site), _weight(site)
+        values: list[ir.Value | None] = []
+        for (array, dtype), what in zip(stored, ("codes", "scales", "zeros"), strict=False):
+            value = add_weight(
+                graph,
+                f"{weight.name}_{fmt}_{what}",
+                shape=array.shape,
+                dtype=dtype,
+                compute=array,
+            )
+            tensor = self._scratch.keep(array, dtype)
+            tensor.name = value.name
+            value.const_value = tensor
+            values.append(value)
+        values.extend([None] * (3 - len(values)))
+        error = relative_error(rows, fmt.decode(arrays))
+        return _Encoded(tuple(values), error, rows.size)
+
+
+def _weight(site: Site) -> ir.Value:
+    if site.weight is None:
+        raise ValueError(f"site {site.name!r} has no weight: check site.refusal first")
+    return site.weight
+
+
+def _graph(site: Site) -> ir.Graph:
+    """The graph new weights and nodes of a site go to: where its weight is, else its own."""
+    graph = site.node.graph if site.weight is None else (site.weight.graph or site.node.graph)
+    if not isinstance(graph, ir.Graph):
+        raise ValueError(f"site {site.name!r} is inside a function")
+    return graph
+
+
+def _group(fmt: IntFormat) -> int:
+    if not isinstance(fmt.granularity, PerGroup):
+        raise ValueError(f"{fmt} has no groups")
+    return fmt.granularity.size
+
+
+def _replace(site: Site, node: ir.Node, nodes: list[ir.Node]) -> None:
+    """Put ``nodes`` where the site's node is; the last one gives its output."""
+    old = site.node
+    for value, source in zip(nodes[-1].outputs, old.outputs, strict=True):
+        value.dtype, value.shape = source.dtype, source.shape
+    ir.convenience.replace_nodes_and_values(
+        old.graph, old, [old], nodes, old.outputs, nodes[-1].outputs
+    )
