@@ -1,2 +1,122 @@
+// The Python module onnxq._native. It checks shapes, lets go of the interpreter lock and calls the
+// kernels, which know nothing of Python.
+
 #include <nanobind/nanobind.h>
-NB_MODULE(_native, m) { m.attr("abi") = 1; }
+#include <nanobind/ndarray.h>
+
+#include <stdexcept>
+
+#include "entropy.h"
+#include "histogram.h"
+#include "rounding.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+template <class T, int Dimensions>
+using Strided = nb::ndarray<T, nb::ndim<Dimensions>, nb::device::cpu>;
+template <class T, int Dimensions>
+using Array = nb::ndarray<T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
+
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(what);
+}
+
+int64_t length(const Strided<const float, 2>& array, size_t axis) {
+  return static_cast<int64_t>(array.shape(axis));
+}
+
+int round_weight(const Strided<const float, 2>& weight, uint8_t* codes,
+                 const Array<float, 2>& scales, const Array<uint8_t, 2>& zeros, bool packed,
+                 int64_t group, onnxq::Levels levels, const Array<const float, 1>& shrink,
+                 int threads) {
+  // The stride of an axis of length 1 is never taken, and NumPy leaves anything in it.
+  const int64_t rows = length(weight, 0), columns = length(weight, 1);
+  const int64_t column_stride = columns == 1 ? 1 : weight.stride(1);
+  const int64_t other_stride = column_stride == 1 ? columns : 1;
+  const onnxq::Weight source = {weight.data(), rows, columns,
+                                rows == 1 ? other_stride : weight.stride(0), column_stride};
+  require(source.rows > 0 && source.columns > 0, "the weight is empty");
+  require(source.row_stride == 1 || source.column_stride == 1, "neither axis is contiguous");
+  require(group > 0 && levels.bits >= 1 && levels.bits <= 8, "bits or group out of range");
+  require(shrink.shape(0) > 0, "no factors");
+  const size_t groups = static_cast<size_t>((source.columns + group - 1) / group);
+  require(scales.shape(0) == weight.shape(0) && scales.shape(1) == groups, "shape of scales");
+  const size_t bits = static_cast<size_t>(levels.bits);
+  const size_t zero_columns = packed ? (groups * bits + 7) / 8 : groups;
+  require(levels.symmetric || (zeros.shape(0) == weight.shape(0) && zeros.shape(1) == zero_columns),
+          "shape of zeros");
+  const onnxq::Rounding how = {levels, group, shrink.data(), static_cast<int>(shrink.shape(0))};
+  const onnxq::Rounded out = {codes, scales.data(), zeros.data(), packed};
+  nb::gil_scoped_release unlocked;
+  return static_cast<int>(onnxq::round_groups(source, how, out, threads, onnxq::tile_kernels()));
+}
+
+int round_groups(const Strided<const float, 2>& weight, const Array<uint8_t, 2>& codes,
+                 const Array<float, 2>& scales, const Array<uint8_t, 2>& zeros, int64_t group,
+                 int bits, bool symmetric, bool positive, bool half_scales,
+                 const Array<const float, 1>& shrink, int threads) {
+  require(codes.shape(0) == weight.shape(0) && codes.shape(1) == weight.shape(1), "shape of codes");
+  return round_weight(weight, codes.data(), scales, zeros, false, group,
+                      {bits, symmetric, positive, half_scales}, shrink, threads);
+}
+
+int pack_groups(const Strided<const float, 2>& weight, const Array<uint8_t, 3>& blobs,
+                const Array<float, 2>& scales, const Array<uint8_t, 2>& zeros, int64_t group,
+                int bits, bool symmetric, bool positive, bool half_scales,
+                const Array<const float, 1>& shrink, int threads) {
+  require((bits == 2 || bits == 4 || bits == 8) && group > 0 && group % 8 == 0,
+          "bits are not 2, 4 or 8, or the group is not a multiple of 8");
+  require(blobs.shape(0) == scales.shape(0) && blobs.shape(1) == scales.shape(1) &&
+              blobs.shape(2) == static_cast<size_t>(group * bits / 8),
+          "shape of blobs");
+  return round_weight(weight, blobs.data(), scales, zeros, true, group,
+                      {bits, symmetric, positive, half_scales}, shrink, threads);
+}
+
+nb::tuple find_range(const Array<const float, 1>& values, int threads) {
+  require(values.shape(0) > 0, "no values");
+  float low = 0.0f, high = 0.0f;
+  bool finite = false;
+  {
+    nb::gil_scoped_release unlocked;
+    finite = onnxq::find_range(values.data(), static_cast<int64_t>(values.shape(0)), threads, &low,
+                               &high);
+  }
+  return nb::make_tuple(low, high, finite);
+}
+
+int64_t add_to_bins(const Array<const float, 1>& values, float inverse_width,
+                    const Array<int64_t, 1>& bins, int threads) {
+  require(bins.shape(0) % 2 == 0, "an odd number of bins");
+  int64_t zeros = 0;
+  nb::gil_scoped_release unlocked;
+  onnxq::add_to_bins(values.data(), static_cast<int64_t>(values.shape(0)), inverse_width,
+                     static_cast<int>(bins.shape(0) / 2), threads, bins.data(), &zeros);
+  return zeros;
+}
+
+void entropy_sweep(const Array<const int64_t, 1>& bins, int64_t first, int64_t last, int levels,
+                   const Array<double, 1>& divergence, int threads) {
+  const int64_t size = static_cast<int64_t>(bins.shape(0));
+  require(size % 2 == 0 && divergence.shape(0) == bins.shape(0) / 2, "shape of divergence");
+  require(0 <= first && first < last && last <= size && first <= size / 2 && last >= size / 2,
+          "the window must hold the middle");
+  require(levels > 0, "no levels");
+  nb::gil_scoped_release unlocked;
+  onnxq::entropy_sweep(bins.data(), size / 2, first, last, levels, threads, divergence.data());
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native kernels of onnxq.numerics; call them through that package.";
+  m.attr("abi") = 2;
+  m.def("instruction_set", [] { return onnxq::tile_kernels().name; });
+  m.def("round_groups", &round_groups);
+  m.def("pack_groups", &pack_groups);
+  m.def("find_range", &find_range);
+  m.def("add_to_bins", &add_to_bins);
+  m.def("entropy_sweep", &entropy_sweep);
+}

@@ -1,0 +1,72 @@
+"""Formats by name: ``int4_g128_asym`` and back.
+
+The grammar is ``int<bits>[_tensor | _channel | _g<size> | _b<rows>x<columns>][_asym][_pos][_f16]``
+where bits are 1 to 8. No granularity means ``channel``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from onnxq.errors import FormatError
+from onnxq.formats.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor
+from onnxq.formats.uniform import IntFormat
+
+__all__ = ["Format", "format_names", "parse_format"]
+
+Format = IntFormat
+"""Every format; they share ``encode``, ``decode``, ``pack``, ``unpack``, ``bits_per_weight``."""
+
+_GRAMMAR = re.compile(
+    r"int(?P<bits>[1-8])"
+    r"(?:_(?P<coarse>tensor|channel)|_g(?P<group>[1-9]\d*)"
+    r"|_b(?P<rows>[1-9]\d*)x(?P<columns>[1-9]\d*))?"
+    r"(?P<asym>_asym)?(?P<pos>_pos)?(?P<half>_f16)?"
+)
+
+
+def parse_format(text: str) -> Format:
+    """The format of this name; ``str()`` of it parses back to the same format.
+
+    Raises:
+        FormatError: the name is not a format; the message names the nearest one that is.
+    """
+    match = _GRAMMAR.fullmatch(text)
+    if match is None:
+        raise FormatError(_no_such_format(text))
+    return IntFormat(
+        bits=int(match["bits"]),
+        symmetric=match["asym"] is None,
+        granularity=_granularity(match),
+        scale_dtype="float32" if match["half"] is None else "float16",
+        positive=match["pos"] is not None,
+    )
+
+
+def format_names() -> list[str]:
+    """Names in common use, for suggestions and listings; the grammar allows more."""
+    spans = ["tensor", "channel", "g16", "g32", "g64", "g128", "g256", "b128x128"]
+    return [
+        f"int{bits}{span}{asym}"
+        for bits in range(1, 9)
+        for span in ["", *(f"_{span}" for span in spans)]
+        for asym in ("", "_asym")
+    ]
+
+
+def _granularity(match: re.Match[str]) -> Granularity:
+    if match["group"]:
+        return PerGroup(int(match["group"]))
+    if match["rows"]:
+        return PerBlock(int(match["rows"]), int(match["columns"]))
+    return PerTensor() if match["coarse"] == "tensor" else PerChannel()
+
+
+def _no_such_format(text: str) -> str:
+    near = difflib.get_close_matches(text.lower(), format_names(), n=1, cutoff=0.0)
+    return (
+        f"{text!r} is not a format; the nearest name is {near[0]!r}. A name is "
+        "int<bits 1-8>, then _tensor, _channel, _g<size> or _b<rows>x<columns>, then _asym, "
+        "_pos or _f16: for example int8_channel, int4_g128, int2_g64_asym."
+    )
