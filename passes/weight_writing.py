@@ -304,7 +304,7 @@ def _replace(site: Site, node: ir.Node, nodes: list[ir.Node]) -> None:
     """Put ``nodes`` where the site's node is; the last one gives its output."""
     old = site.node
     for value, source in zip(nodes[-1].outputs, old.outputs, strict=True):
-        value.dtype, value.shape = source.dtype, source.shape
+        value.type, value.shape = source.type, source.shape
     ir.convenience.replace_nodes_and_values(
         old.graph, old, [old], nodes, old.outputs, nodes[-1].outputs
     )
