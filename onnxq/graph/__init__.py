@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from onnxq.graph.check import check_graph
+from onnxq.graph.check import check_graph, name_nodes, sort_graphs
+from onnxq.graph.finite import check_finite, non_finite
+from onnxq.graph.opset import ensure_opset, infer_shapes
 from onnxq.graph.reading import load
-from onnxq.graph.stage import Stage, clone_model, mark_stage, require_stage, stage_of
+from onnxq.graph.stage import (
+    Stage,
+    check_stage,
+    clone_model,
+    mark_stage,
+    require_stage,
+    stage_of,
+)
+from onnxq.graph.versions import fit_runtime, freeze_default_inputs, opset_of
 from onnxq.graph.walk import site_name, walk_graphs, walk_nodes
 from onnxq.graph.weights import (
     add_weight,
-    check_finite,
     is_weight,
-    non_finite,
     read_weight,
     replace_weight,
     unique_value_name,
@@ -24,16 +32,24 @@ __all__ = [
     "add_weight",
     "check_finite",
     "check_graph",
+    "check_stage",
     "clone_model",
+    "ensure_opset",
+    "fit_runtime",
+    "freeze_default_inputs",
+    "infer_shapes",
     "is_weight",
     "load",
     "mark_stage",
+    "name_nodes",
     "non_finite",
+    "opset_of",
     "read_weight",
     "replace_weight",
     "require_stage",
     "save",
     "site_name",
+    "sort_graphs",
     "stage_of",
     "unique_value_name",
     "walk_graphs",

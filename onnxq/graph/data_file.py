@@ -128,7 +128,7 @@ class _Span:
         return np.asarray(self.view(), dtype=dtype)
 
 
-class FileTensor(ir.Tensor):
+class FileTensor(ir.Tensor[_Span]):
     """A tensor stored in a `DataFile`: `numpy()` is a memory-mapped view, nothing is cached.
 
     A view keeps its own mapping alive and unmaps it when it is dropped, so there is nothing to
@@ -180,7 +180,7 @@ class FileTensor(ir.Tensor):
 
     def _stored(self) -> np.ndarray[Any, Any]:
         stored = np.empty(self.nbytes, dtype=np.uint8)
-        view = memoryview(stored)
+        view = stored.data
         done = 0
         with self.file.opened() as descriptor:
             while done < self.nbytes:

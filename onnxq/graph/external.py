@@ -134,7 +134,7 @@ def _check_path(tensor: ir.ExternalTensor, folder: Path, path: Path) -> None:
     inside = Path(os.path.normpath(path.absolute()))
     if (
         not location
-        or os.path.isabs(location)
+        or Path(location).is_absolute()
         or not inside.is_relative_to(os.path.normpath(folder.absolute()))
     ):
         raise ModelLoadError(

@@ -15,8 +15,8 @@ import onnx_ir as ir
 from onnxq.errors import ModelLoadError, UnsupportedGraph
 from onnxq.graph.check import graph_problems, name_nodes, sort_graphs
 from onnxq.graph.external import attach_data
-from onnxq.graph.opset import fit_runtime
 from onnxq.graph.stage import clone_model
+from onnxq.graph.versions import fit_runtime
 
 if TYPE_CHECKING:
     import onnx

@@ -147,7 +147,7 @@ class Replacement:
             _sync(file)
 
     def _rename(self, source: Path, target: Path) -> None:
-        os.replace(source, target)
+        source.replace(target)
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
@@ -161,7 +161,7 @@ class Replacement:
         pattern = re.compile(re.escape(self._target.name) + r"\.[0-9a-f]{12}[23]?\.(data|part)")
         own = {self._tagged.name} if self._live else set()
         if self._data.is_symlink():
-            own.add(os.path.basename(os.readlink(self._data)))
+            own.add(self._data.readlink().name)
         for path in self._folder.iterdir():
             if not pattern.fullmatch(path.name) or path.name in own:
                 continue

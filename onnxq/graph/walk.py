@@ -11,7 +11,14 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-__all__ = ["bodies", "function_path", "owner_graph", "site_name", "walk_graphs", "walk_nodes"]
+__all__ = [
+    "bodies",
+    "function_path",
+    "site_name",
+    "walk_bodies",
+    "walk_graphs",
+    "walk_nodes",
+]
 
 
 def walk_graphs(model: ir.Model) -> Iterator[tuple[str, ir.Graph | ir.Function]]:
@@ -19,9 +26,9 @@ def walk_graphs(model: ir.Model) -> Iterator[tuple[str, ir.Graph | ir.Function]]
 
     An outer graph always comes before the bodies inside it.
     """
-    yield from _walk_graph("", model.graph)
+    yield from walk_bodies("", model.graph)
     for function in model.functions.values():
-        yield from _walk_graph(function_path(function), function)
+        yield from walk_bodies(function_path(function), function)
 
 
 def walk_nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
@@ -58,25 +65,12 @@ def site_name(path: str, node: ir.Node) -> str:
     return f"{path}/{name}" if path else name
 
 
-def owner_graph(node: ir.Node) -> ir.Graph:
-    """The graph a node is in; for a node of a function, the function's graph.
-
-    Raises:
-        ValueError: the node is in no graph (it was removed).
-    """
-    graph = node.graph
-    if isinstance(graph, ir.Function):
-        return graph.graph
-    if graph is None:
-        raise ValueError(f"node {node.name!r} ({node.op_type}) is in no graph")
-    return graph
-
-
-def _walk_graph(
+def walk_bodies(
     path: str, graph: ir.Graph | ir.Function
 ) -> Iterator[tuple[str, ir.Graph | ir.Function]]:
+    """Yield the graph itself under ``path``, then every body inside it."""
     yield path, graph
     for node in graph:
         for name, body in bodies(node):
             inner = f"{node.name or node.op_type}/{name}"
-            yield from _walk_graph(f"{path}/{inner}" if path else inner, body)
+            yield from walk_bodies(f"{path}/{inner}" if path else inner, body)

@@ -22,9 +22,9 @@ from onnxq.errors import ModelSaveError, OnnxqError
 from onnxq.graph.check import check_graph, name_nodes
 from onnxq.graph.data_file import FileTensor
 from onnxq.graph.lock import output_lock
-from onnxq.graph.opset import fit_runtime
 from onnxq.graph.replacing import Replacement
 from onnxq.graph.stage import clone_model
+from onnxq.graph.versions import fit_runtime
 from onnxq.graph.walk import walk_graphs
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _write_tensor(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     array = np.ascontiguousarray(tensor.numpy())
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    flat = memoryview(array.reshape(-1).view(np.uint8))
+    flat = array.reshape(-1).view(np.uint8).data
     for start in range(0, len(flat), _CHUNK):
         file.write(flat[start : start + _CHUNK])
 
@@ -222,7 +222,7 @@ def _serialize(model: ir.Model, slots: list[_Slot], location: str) -> bytes:
     _point_to(slots, location)
     try:
         proto: onnx.ModelProto = ir.serde.serialize_model(model)
-        return proto.SerializeToString(deterministic=True)
+        return bytes(proto.SerializeToString(deterministic=True))
     except (ir.serde.SerdeError, EncodeError, ValueError, TypeError) as error:
         cause: BaseException | None = error
         while cause is not None:
@@ -237,11 +237,10 @@ def _serialize(model: ir.Model, slots: list[_Slot], location: str) -> bytes:
 
 def _os_sentence(target: Path, slots: list[_Slot], error: OSError) -> str:
     """What the file system refused, with the numbers that tell what to do."""
-    lead = (
-        f"{target} could not be written ({error.strerror or error}); what was there is untouched."
-    )
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        need = slots[-1].end if slots else 0
-        free = shutil.disk_usage(target.parent).free
-        return f"{lead} The data take {need} bytes and {free} are free: make space, or choose another disk."
-    return f"{lead} Check that the folder exists and can be written."
+    why = error.strerror or str(error)
+    lead = f"{target} could not be written ({why}); what was there is untouched."
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{lead} Check that the folder exists and can be written."
+    need = f"The data take {slots[-1].end} bytes and " if slots else ""
+    free = shutil.disk_usage(target.parent).free
+    return f"{lead} {need}{free} bytes are free there: make space, or choose another disk."
