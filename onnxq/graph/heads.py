@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from onnxq.graph.flow import Flow
 from onnxq.graph.sites import Site
-from onnxq.graph.weights import is_weight, read_weight
+from onnxq.graph.weight_source import trace
+from onnxq.graph.weights import read_weight
 
 __all__ = ["Heads", "heads_of"]
 
@@ -96,18 +97,23 @@ def _target(shape: ir.Value | None) -> list[int | None] | None:
     """The entries of a Reshape's target, None for those computed at run time or -1 or 0."""
     if shape is None:
         return None
-    if is_weight(shape):
-        return [int(size) if size > 0 else None for size in read_weight(shape).reshape(-1)]
+    known = trace(shape).value
+    if known is not None:
+        return _entries(known)
     node = shape.producer()
+    while node is not None and node.op_type == "Cast" and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
     if node is None or node.op_type != "Concat":
         return None
     entries: list[int | None] = []
     for part in node.inputs:
-        if part is not None and is_weight(part):
-            entries.extend(int(s) if s > 0 else None for s in read_weight(part).reshape(-1))
-        else:
-            entries.append(None)
+        known = trace(part).value
+        entries.extend([None] if known is None else _entries(known))
     return entries
+
+
+def _entries(value: ir.Value) -> list[int | None]:
+    return [int(size) if size > 0 else None for size in read_weight(value).reshape(-1)]
 
 
 def _static(value: ir.Value) -> list[int | None] | None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.graph.flow import VIEWS, Flow, SiteIndex
 from onnxq.graph.sites import Site
-from onnxq.graph.weight_source import trace
+from onnxq.graph.weight_source import scalar, trace
 
 __all__ = ["MlpBlock", "find_mlps"]
 
@@ -27,7 +27,8 @@ class MlpBlock:
             block is plain; the same site as ``up`` when one weight gives both.
         up: the first projection.
         down: the last projection.
-        activation: ``"GELU"``, ``"SiLU"``, ``"ReLU"``, or the operators joined by ``+``.
+        activation: ``"GELU"``, ``"SiLU"``, ``"ReLU"``, ``"QuickGELU"``, or the operators
+            joined by ``+``.
     """
 
     gate: Site | None
@@ -154,19 +155,27 @@ def _activation(flow: Flow) -> str | None:
     names = dict.fromkeys(_NONLINEAR[n.op_type] for n in flow.nodes if n.op_type in _NONLINEAR)
     if not names:
         return None
-    if list(names) == ["Sigmoid"] and _multiplies_own_input(flow):
-        return "SiLU"
+    if list(names) == ["Sigmoid"]:
+        return _sigmoid_unit(flow)
     if list(names) == ["Tanh"] and flow.crosses(["Pow", "Mul"]) and flow.crosses(["Add"]):
         return "GELU"
     return "+".join(names)
 
 
-def _multiplies_own_input(flow: Flow) -> bool:
-    """Whether a Mul of the walk reads both a Sigmoid and the Sigmoid's input."""
+def _sigmoid_unit(flow: Flow) -> str:
+    """SiLU for x * sigmoid(x), QuickGELU for x * sigmoid(c x), else Sigmoid."""
     for node in flow.nodes:
-        if node.op_type != "Sigmoid" or node.inputs[0] is None:
+        if node.op_type != "Sigmoid":
             continue
+        before = {node.inputs[0]: 1.0}
+        scaled = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if scaled is not None and scaled.op_type == "Mul":
+            for index in (0, 1):
+                factor = scalar(scaled.inputs[index])
+                if factor is not None:
+                    before[scaled.inputs[1 - index]] = factor
         for user in node.outputs[0].consumers():
-            if user.op_type == "Mul" and node.inputs[0] in user.inputs:
-                return True
-    return False
+            factors = [before[value] for value in user.inputs if value in before]
+            if user.op_type == "Mul" and factors:
+                return "SiLU" if factors[0] == 1.0 else "QuickGELU"
+    return "Sigmoid"

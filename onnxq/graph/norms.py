@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from onnxq.graph.flow import SAME_VALUES, origin
 from onnxq.graph.walk import site_name, walk_nodes
-from onnxq.graph.weight_source import trace
-from onnxq.graph.weights import read_weight, weight_tensor
+from onnxq.graph.weight_source import scalar, trace
+from onnxq.graph.weights import weight_tensor
 
 __all__ = ["Norm", "find_norms"]
 
@@ -154,7 +154,7 @@ def _squared(node: ir.Node) -> ir.Value | None:
     left, right = (*node.inputs, None, None)[:2]
     if node.op_type == "Mul" and left is right:
         return left
-    if node.op_type == "Pow" and right is not None and _scalar(right) == 2.0:
+    if node.op_type == "Pow" and right is not None and scalar(right) == 2.0:
         return left
     return None
 
@@ -171,12 +171,12 @@ def _divided(mean: ir.Value, base: ir.Value | None) -> list[ir.Node] | None:
         nodes.append(node)
         other = node.inputs[1 - index] if len(node.inputs) == 2 else None
         if node.op_type == "Pow" and other is not None and index == 0:
-            power = _scalar(other)
+            power = scalar(other)
             if power not in (0.5, -0.5):
                 return None
             inverse = power < 0
         elif node.op_type == "Reciprocal" or (
-            node.op_type == "Div" and index == 1 and other is not None and _scalar(other) == 1.0
+            node.op_type == "Div" and index == 1 and other is not None and scalar(other) == 1.0
         ):
             inverse = True
         elif node.op_type in ("Mul", "Div") and origin(other) is origin(base):
@@ -217,13 +217,6 @@ def _scale_and_bias(
 def _is_vector(value: ir.Value) -> bool:
     shape = weight_tensor(value).shape.numpy()
     return len(shape) > 0 and math.prod(shape) == shape[-1] and shape[-1] > 1
-
-
-def _scalar(value: ir.Value) -> float | None:
-    source = trace(value)
-    if source.value is None or weight_tensor(source.value).size != 1:
-        return None
-    return float(read_weight(source.value).reshape(()))
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:

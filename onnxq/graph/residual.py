@@ -69,7 +69,7 @@ class _Sets:
 
 
 def find_residual(model: ir.Model, index: SiteIndex, norms: Sequence[Norm]) -> list[ResidualStream]:
-    """List the streams that at least one site writes, the one with the most additions first."""
+    """List the streams that a site writes and somebody reads, the most additions first."""
     biases = {site.bias_node for site in index.sites if site.bias_node is not None}
     inside = {node for norm in norms if norm.is_decomposed for node in norm.nodes}
     skips = {norm.node: norm for norm in norms if len(norm.inputs) == 2}
@@ -91,8 +91,14 @@ def find_residual(model: ir.Model, index: SiteIndex, norms: Sequence[Norm]) -> l
             for value in _given(node):
                 sets.join(value, node.outputs[0])
     streams = [_stream(values, adds, index, norms) for values in sets.groups()]
-    kept = [stream for stream in streams if stream.adds and stream.writers]
+    kept = [stream for stream in streams if stream.adds and stream.writers and _is_read(stream)]
     return sorted(kept, key=lambda stream: -len(stream.adds))
+
+
+def _is_read(stream: ResidualStream) -> bool:
+    """Whether the stream goes on; a sum inside an activation (tanh GELU) goes nowhere else."""
+    leaves = any(value.is_graph_output() for value in stream.values)
+    return bool(stream.norms or stream.readers or leaves)
 
 
 def _keeps_space(node: ir.Node) -> bool:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnxq.graph.weights import is_weight, read_weight, weight_tensor
 
-__all__ = ["WeightSource", "trace"]
+__all__ = ["WeightSource", "scalar", "trace"]
 
 _DEPTH = 16
 _SAME_AXES = frozenset(["Identity", "Cast", "CastLike", "DequantizeLinear", "QuantizeLinear"])
@@ -61,6 +61,14 @@ def trace(value: ir.Value | None) -> WeightSource:
     if not is_weight(here):
         return WeightSource(reason=_why_not(here))
     return _through(here, tuple(reversed(views)))
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """The number a one-element weight holds; None for any other value."""
+    source = trace(value)
+    if source.value is None or weight_tensor(source.value).size != 1:
+        return None
+    return float(read_weight(source.value).reshape(()))
 
 
 def _is_view(node: ir.Node) -> bool:
