@@ -150,15 +150,12 @@ def _why_not(value: ir.Value) -> str:
         constant = " from constants only: fold constants first" if _only_constants(producer) else ""
         return f"its weight is computed by {_name(producer)}{constant}"
     graph = value.graph
-    if isinstance(graph, ir.Graph) and value.is_graph_input():
+    if graph is not None and value.is_graph_input():
         if value.is_initializer():
             return f"its weight {value.name!r} is also a model input, which a caller may override"
+        if not graph.name:  # the body of a function: only those have no name
+            return f"its weight is the input {value.name!r} of a function: inline functions first"
         return f"its weight is the input {value.name!r} of the graph {graph.name!r}"
-    if isinstance(graph, ir.Function):
-        return (
-            f"its weight is the input {value.name!r} of the function "
-            f"{graph.name!r}: inline functions first"
-        )
     return f"its weight {value.name!r} is given by nothing in the model"
 
 
