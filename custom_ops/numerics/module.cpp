@@ -6,6 +6,7 @@
 
 #include <stdexcept>
 
+#include "clipping.h"
 #include "entropy.h"
 #include "histogram.h"
 #include "rounding.h"
@@ -108,6 +109,18 @@ void entropy_sweep(const Array<const int64_t, 1>& bins, int64_t first, int64_t l
   onnxq::entropy_sweep(bins.data(), size / 2, first, last, levels, threads, divergence.data());
 }
 
+void rounding_costs(const Array<const double, 1>& values, const Array<const double, 1>& counts,
+                    const Array<const double, 1>& scales, const Array<const double, 1>& zeros,
+                    int lowest, int highest, const Array<double, 1>& costs) {
+  require(values.shape(0) == counts.shape(0), "shape of counts");
+  require(scales.shape(0) == zeros.shape(0) && scales.shape(0) == costs.shape(0),
+          "shape of zeros or costs");
+  nb::gil_scoped_release unlocked;
+  onnxq::rounding_costs(values.data(), counts.data(), static_cast<int64_t>(values.shape(0)),
+                        scales.data(), zeros.data(), static_cast<int64_t>(scales.shape(0)), lowest,
+                        highest, costs.data());
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -119,4 +132,5 @@ NB_MODULE(_native, m) {
   m.def("find_range", &find_range);
   m.def("add_to_bins", &add_to_bins);
   m.def("entropy_sweep", &entropy_sweep);
+  m.def("rounding_costs", &rounding_costs);
 }
