@@ -1,7 +1,7 @@
 """onnxq turns trained models into verified, quantized ONNX artifacts.
 
-The public verbs are `load`, `quantize`, `compare`, `evaluate` and `export`; they are imported on
-first use, so ``import onnxq`` is fast and needs neither torch nor a runtime.
+The public verbs are `load`, `quantize`, `compare` and `evaluate`; they are imported on first
+use, so ``import onnxq`` is fast and needs neither torch nor a runtime.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxq.api import Quantized, compare, evaluate, export, load, quantize
+    from onnxq.api import Quantized, compare, load, quantize
     from onnxq.errors import OnnxqError
+    from onnxq.evaluate.run import evaluate as evaluate
 
 __all__ = [
     "OnnxqError",
     "Quantized",
     "compare",
     "evaluate",
-    "export",
     "load",
     "quantize",
 ]

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 refused, with the reason on standard error; 2 wrong usage.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -179,7 +180,7 @@ def evaluate(
         result = api.evaluate(
             model, text=text, tokenizer=tokenizer, window=window, windows=windows, progress=progress
         )
-    _show(result.to_dict(), as_json, tables.values)
+    _show(dataclasses.asdict(result), as_json, tables.values)
 
 
 @app.command()

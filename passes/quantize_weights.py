@@ -27,12 +27,8 @@ from onnxq.formats import IntFormat, PerGroup, parse_format
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
-from onnxq.passes.weight_writing import (
-    WeightWriter,
-    gather_refusal,
-    matmul_nbits_refusal,
-    minimum_opset,
-)
+from onnxq.passes.weight_forms import gather_refusal, matmul_nbits_refusal, minimum_opset
+from onnxq.passes.weight_writing import WeightWriter
 
 Write = Literal["auto", "dequantize", "matmul_nbits"]
 

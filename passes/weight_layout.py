@@ -8,12 +8,13 @@ ConvTranspose [I, O/g, kh, kw], an embedding [tokens, width].
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.formats import IntFormat, PerGroup, PerTensor
+from onnxq.formats import IntFormat, PerGroup, PerTensor, unpack_codes
 from onnxq.graph.sites import Site
 from onnxq.graph.weights import weight_tensor
 
@@ -23,6 +24,8 @@ Stored = list[tuple[Array, ir.DataType]]
 _SIGNED = {2: ir.DataType.INT2, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
 _UNSIGNED = {2: ir.DataType.UINT2, 4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
 _CONV = ("Conv", "ConvTranspose")
+_CHUNK = 1 << 20
+"""Weights whose error is computed at once: a few megabytes."""
 
 
 def storage_bits(fmt: IntFormat) -> int:
@@ -99,8 +102,42 @@ def _is_batched(site: Site) -> bool:
     return site.kind not in _CONV and len(site.shape) > 2
 
 
-def relative_error(rows: Array, decoded: Array) -> float:
-    """‖W − Ŵ‖ / ‖W‖ (Frobenius); 0 for a weight of zeros."""
-    norm = math.sqrt(float(np.sum(rows.astype(np.float64) ** 2)))
-    difference = math.sqrt(float(np.sum((rows - decoded).astype(np.float64) ** 2)))
-    return difference / norm if norm else 0.0
+def relative_error(rows: Array, decode: Callable[[slice], Array]) -> float:
+    """‖W − Ŵ‖ / ‖W‖ (Frobenius), some rows at a time; 0 for a weight of zeros.
+
+    Args:
+        rows: the weight, [rows, columns].
+        decode: gives the stored weight of a slice of rows.
+    """
+    signal = noise = 0.0
+    step = max(1, _CHUNK // rows.shape[1])
+    for start in range(0, rows.shape[0], step):
+        part = slice(start, start + step)
+        exact = rows[part]
+        difference = (decode(part) - exact).ravel()
+        signal += float(np.einsum("rc,rc->", exact, exact, dtype=np.float64))
+        noise += float(np.einsum("i,i->", difference, difference, dtype=np.float64))
+    return math.sqrt(noise / signal) if signal else 0.0
+
+
+def decode_rows(arrays: dict[str, Array], fmt: IntFormat, part: slice) -> Array:
+    """Some rows of the weight that the arrays of a solver stand for."""
+    by_row = not isinstance(fmt.granularity, PerTensor)
+    return fmt.decode({k: a[part] if by_row or k == "codes" else a for k, a in arrays.items()})
+
+
+def decode_blocks(
+    layout: dict[str, Array], fmt: IntFormat, shape: tuple[int, int], part: slice
+) -> Array:
+    """Some rows of the weight that a MatMulNBits layout stands for."""
+    blobs, scales = layout["B"][part], layout["scales"][part]
+    rows, groups, _ = blobs.shape
+    codes = unpack_codes(blobs, fmt.bits, blobs.shape[2] * 8 // fmt.bits, signed=False)
+    values = codes.astype(np.float32)
+    if fmt.symmetric:
+        values -= np.float32(2 ** (fmt.bits - 1))
+    else:
+        zeros = unpack_codes(layout["zero_points"][part], fmt.bits, groups, signed=False)
+        values -= zeros.astype(np.float32)[..., None]
+    values *= scales.astype(np.float32)[..., None]
+    return values.reshape(rows, -1)[:, : shape[1]]

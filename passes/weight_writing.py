@@ -7,84 +7,29 @@ shares its codes.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from onnxq.formats import IntFormat, PerGroup, matmul_nbits_layout
+from onnxq.formats import IntFormat, PerGroup, encode_matmul_nbits
 from onnxq.graph.scratch import Scratch
 from onnxq.graph.sites import Site
 from onnxq.graph.weights import add_weight, read_weight
+from onnxq.numerics.rounding import MINMAX, MSE_GRID
 from onnxq.passes.base import SiteReport
 from onnxq.passes.weight_layout import (
-    Array,
     Stored,
+    decode_blocks,
+    decode_rows,
     dequantize_attributes,
     dequantize_inputs,
     relative_error,
-    storage_bits,
     to_rows,
     weight_type,
 )
 from onnxq.solvers import nearest
-
-_NBITS = (2, 4, 8)
-_DEQUANTIZE_OPSET = {2: 25, 4: 21, 8: 13}
-
-
-def minimum_opset(fmt: IntFormat, write: str) -> int:
-    """The opset that ``fmt`` needs when written as DequantizeLinear; 1 when it need not be."""
-    blocked = isinstance(fmt.granularity, PerGroup)
-    if write != "dequantize" and _block_refusal(fmt) is None:
-        return 1
-    return max(_DEQUANTIZE_OPSET[storage_bits(fmt)], 21 if blocked else 13)
-
-
-def matmul_nbits_refusal(site: Site, fmt: IntFormat) -> str | None:
-    """Why a site cannot become MatMulNBits; None when it can."""
-    if site.kind not in ("MatMul", "Gemm"):
-        return f"MatMulNBits replaces MatMul and Gemm, and this is a {site.kind}"
-    reason = _block_refusal(fmt)
-    if reason is not None:
-        return reason
-    if len(site.shape) != 2:
-        return f"MatMulNBits takes a 2-D weight, and this one has shape {site.shape}"
-    if site.weight_index != 1:
-        return "MatMulNBits takes the weight on the right, and here it is on the left"
-    if site.kind == "Gemm" and site.node.attributes.get_int("transA", 0):
-        return "MatMulNBits cannot transpose its activations, and this Gemm does (transA=1)"
-    if weight_type(site) not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-        return f"MatMulNBits takes float or float16, and this weight is {weight_type(site).name}"
-    return None
-
-
-def gather_refusal(site: Site, fmt: IntFormat) -> str | None:
-    """Why an embedding cannot become GatherBlockQuantized; None when it can."""
-    reason = _block_refusal(fmt)
-    if reason is not None:
-        return reason
-    if len(site.shape) != 2:
-        return f"GatherBlockQuantized takes a 2-D table, and this one is {site.shape}"
-    if site.node.attributes.get_int("axis", 0) != 0:
-        return "GatherBlockQuantized gathers rows, and this Gather takes another axis"
-    columns = site.shape[site.in_axis]
-    if isinstance(fmt.granularity, PerGroup) and columns % fmt.granularity.size:
-        return f"rows of {columns} are not a whole number of groups of {fmt.granularity.size}"
-    return None
-
-
-def _block_refusal(fmt: IntFormat) -> str | None:
-    """Why MatMulNBits and GatherBlockQuantized cannot hold the format; None when they can."""
-    if fmt.bits not in _NBITS:
-        return f"{fmt} has {fmt.bits} bits, and block-quantized operators take 2, 4 or 8"
-    if not isinstance(fmt.granularity, PerGroup):
-        return f"{fmt} has no groups, and block-quantized operators need one scale per group"
-    size = fmt.granularity.size
-    if size < 16 or size & (size - 1):
-        return f"{fmt} has groups of {size}, and blocks must be a power of two of at least 16"
-    return None
+from onnxq.solvers.nearest import Search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +59,14 @@ class WeightWriter:
         self,
         model: ir.Model,
         scratch: Scratch,
-        search: Literal["minmax", "mse"],
+        search: Search,
         accuracy_level: int,
     ) -> None:
         """Write into ``model``; large arrays go to ``scratch``."""
         self._model = model
         self._scratch = scratch
-        self._search: Literal["minmax", "mse"] = search
+        self._search: Search = search
+        self._shrink = MSE_GRID if search == "mse" else MINMAX
         self._accuracy_level = accuracy_level
         self._written: dict[tuple[object, ...], _Encoded] = {}
         self._dequantized: dict[tuple[object, ...], ir.Value] = {}
@@ -135,8 +81,11 @@ class WeightWriter:
         weight = _weight(site)
         key = (id(weight), str(fmt), "dequantize", site.in_axis, site.out_axis)
         if key not in self._written:
-            rows, arrays = self._solve(site, fmt)
-            encoded = self._store(site, fmt, dequantize_inputs(site, fmt, arrays), rows, arrays)
+            rows = to_rows(site, read_weight(_weight(site)))
+            arrays = nearest(rows, fmt, search=self._search)
+            error = relative_error(rows, lambda part: decode_rows(arrays, fmt, part))
+            stored = dequantize_inputs(site, fmt, arrays)
+            encoded = self._store(site, fmt, stored, rows.size, error)
             node = ir.node(
                 "DequantizeLinear",
                 [value for value in encoded.values if value is not None],
@@ -241,25 +190,21 @@ class WeightWriter:
         """Codes, scales and zero points in MatMulNBits layout, stored once for tied weights."""
         key = (id(_weight(site)), str(fmt), "blocks", site.in_axis)
         if key not in self._written:
-            rows, arrays = self._solve(site, fmt)
-            layout = matmul_nbits_layout(arrays, fmt)
+            rows = to_rows(site, read_weight(_weight(site)))
+            layout = encode_matmul_nbits(rows, fmt, shrink=self._shrink)
             dtype = weight_type(site)
             stored: Stored = [
                 (layout["B"], ir.DataType.UINT8),
-                (layout["scales"].astype(dtype.numpy()), dtype),
+                (layout["scales"].astype(dtype.numpy(), copy=False), dtype),
             ]
-            zeros = layout.get("zero_points")
-            if zeros is not None:
-                stored.append((zeros, ir.DataType.UINT8))
-            self._written[key] = self._store(site, fmt, stored, rows, arrays)
+            if not fmt.symmetric:
+                stored.append((layout["zero_points"], ir.DataType.UINT8))
+            error = relative_error(rows, lambda part: decode_blocks(layout, fmt, rows.shape, part))
+            self._written[key] = self._store(site, fmt, stored, rows.size, error)
         return self._written[key]
 
-    def _solve(self, site: Site, fmt: IntFormat) -> tuple[Array, dict[str, Array]]:
-        rows = to_rows(site, read_weight(_weight(site)))
-        return rows, nearest(rows, fmt, search=self._search)
-
     def _store(
-        self, site: Site, fmt: IntFormat, stored: Stored, rows: Array, arrays: dict[str, Array]
+        self, site: Site, fmt: IntFormat, stored: Stored, elements: int, error: float
     ) -> _Encoded:
         graph, weight = _graph(site), _weight(site)
         values: list[ir.Value | None] = []
@@ -276,8 +221,7 @@ class WeightWriter:
             value.const_value = tensor
             values.append(value)
         values.extend([None] * (3 - len(values)))
-        error = relative_error(rows, fmt.decode(arrays))
-        return _Encoded(tuple(values), error, rows.size)
+        return _Encoded(tuple(values), error, elements)
 
 
 def _weight(site: Site) -> ir.Value:
