@@ -1,1 +1,42 @@
-"""TODO."""
+"""Calibration: samples from data, observers, and the ranges of activations in ``value.meta``."""
+
+from __future__ import annotations
+
+from onnxq.calibration.checks import check_sample, check_samples, input_specs
+from onnxq.calibration.collect import Ranges, collect_ranges
+from onnxq.calibration.observers import Observer, ObserverSpec
+from onnxq.calibration.ranges import (
+    ChannelRange,
+    Range,
+    channel_range_of,
+    check_ranges,
+    drop_ranges,
+    invalidate_ranges,
+    range_of,
+    ranges_of,
+    set_range,
+    stamp_ranges,
+)
+from onnxq.calibration.samples import Sample, Samples
+
+__all__ = [
+    "ChannelRange",
+    "Observer",
+    "ObserverSpec",
+    "Range",
+    "Ranges",
+    "Sample",
+    "Samples",
+    "channel_range_of",
+    "check_ranges",
+    "check_sample",
+    "check_samples",
+    "collect_ranges",
+    "drop_ranges",
+    "input_specs",
+    "invalidate_ranges",
+    "range_of",
+    "ranges_of",
+    "set_range",
+    "stamp_ranges",
+]

@@ -1,0 +1,192 @@
+"""Observers: reduce an activation to a range as it comes, in fixed memory.
+
+Min-max and the histogram observers (percentile, entropy, MSE) give the same bits however the data
+are cut into batches. A moving average is of the batches and cannot.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Literal, get_args
+
+import numpy as np
+
+from onnxq.calibration.ranges import ChannelRange, Range
+from onnxq.errors import CalibrationError
+
+__all__ = ["Method", "MinMax", "MovingAverage", "Observer", "ObserverSpec"]
+
+Method = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
+
+MASK_MAGNITUDE = 1e30
+"""Beyond this a value is no activation: attention masks hold -inf or the lowest float (-3.4e38),
+and a scale made from it would overflow float32."""
+
+
+class Observer(abc.ABC):
+    """Reduces the arrays of one value.
+
+    Attributes:
+        problem: why no range can be had, as a clause, or None.
+        was_fed: whether anything was added at all.
+        is_empty: whether no element was ever seen.
+    """
+
+    def __init__(self, axis: int | None) -> None:
+        """Reduce over all axes, or over all but ``axis``."""
+        self.axis = axis
+        self.problem: str | None = None
+        self.was_fed = False
+        self.is_empty = True
+        self._channels: int | None = None
+
+    def add(self, array: np.ndarray) -> None:
+        """Take in one array (any float dtype, any shape; empty ones are skipped)."""
+        self.was_fed = True
+        if self.problem is not None or array.size == 0:
+            return
+        if array.dtype != np.float32:
+            array = array.astype(np.float32)
+        if self.axis is not None and not self._fits(array):
+            return
+        low, high = self._extremes(array)
+        self.problem = _unusable(low, high)
+        if self.problem is None:
+            self._reduce(array, low, high)
+            self.is_empty = False
+
+    def result(self) -> Range | ChannelRange:
+        """The range of everything that was added.
+
+        Raises:
+            CalibrationError: nothing was added, or something that has no range.
+        """
+        problem = self.problem or ("it is empty in every sample" if self.is_empty else None)
+        if problem is not None:
+            raise CalibrationError(
+                f"A value has no range: {problem}. Leave it in float, or calibrate on other "
+                "samples."
+            )
+        low, high = self._bounds()
+        if self.axis is None:
+            return Range(float(low) + 0.0, float(high) + 0.0)  # -0.0 + 0.0 is 0.0
+        return ChannelRange(np.asarray(low, np.float32), np.asarray(high, np.float32), self.axis)
+
+    def _fits(self, array: np.ndarray) -> bool:
+        axis = self.axis or 0
+        if not -array.ndim <= axis < array.ndim:
+            self.problem = f"it has {array.ndim} axes and no channel axis {axis}"
+            return False
+        channels = array.shape[axis]
+        if self._channels is not None and channels != self._channels:
+            self.problem = (
+                f"its channel axis {axis} is dynamic ({self._channels} channels in one sample, "
+                f"{channels} in another) where per-channel ranges need a static size; "
+                "calibrate it per tensor"
+            )
+            return False
+        self._channels = channels
+        return True
+
+    def _extremes(self, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Least and largest element, float32, scalar or ``[channels]``; NaN when any is NaN."""
+        if self.axis is None:
+            return np.asarray(array.min()), np.asarray(array.max())
+        others = tuple(a for a in range(array.ndim) if a != self.axis % array.ndim)
+        return array.min(axis=others), array.max(axis=others)
+
+    @abc.abstractmethod
+    def _reduce(self, array: np.ndarray, low: np.ndarray, high: np.ndarray) -> None: ...
+
+    @abc.abstractmethod
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def _unusable(low: np.ndarray, high: np.ndarray) -> str | None:
+    """Why extremes make no range, as a clause, or None."""
+    if np.isnan(low).any():
+        return "it holds NaN"
+    largest = max(-float(low.min()), float(high.max()))
+    if largest > MASK_MAGNITUDE:
+        return f"it holds magnitudes up to {largest:.3g}, as masks do and activations do not"
+    return None
+
+
+class MinMax(Observer):
+    """The least and the largest value ever seen."""
+
+    _low: np.ndarray
+    _high: np.ndarray
+
+    def _reduce(self, array: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+        if self.is_empty:
+            self._low, self._high = low, high
+        else:
+            self._low = np.minimum(self._low, low)
+            self._high = np.maximum(self._high, high)
+
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._low, self._high
+
+
+class MovingAverage(MinMax):
+    """Exponential moving average of the extremes of each batch (Jacob et al. 2018, section 3.1).
+
+    Every run of the model counts once, so this depends on the order and size of the batches.
+    """
+
+    def __init__(self, axis: int | None, momentum: float) -> None:
+        """Keep ``momentum`` of the old average at each batch; the first batch is taken whole."""
+        super().__init__(axis)
+        self._momentum = momentum
+
+    def _reduce(self, array: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+        low, high = low.astype(np.float64), high.astype(np.float64)
+        if self.is_empty:
+            self._low, self._high = low, high
+        else:
+            self._low = self._momentum * self._low + (1 - self._momentum) * low
+            self._high = self._momentum * self._high + (1 - self._momentum) * high
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObserverSpec:
+    """How ranges are measured.
+
+    Attributes:
+        method: ``minmax``, ``moving_average``, ``percentile``, ``entropy`` (least
+            Kullback-Leibler divergence) or ``mse`` (least mean squared rounding error).
+        percentile: percentage of the values that must lie inside (both tails cut equally).
+        bins: bins of a histogram.
+        momentum: share of the old average that a moving average keeps.
+        bits: width of the integers that ``entropy`` and ``mse`` optimize for.
+        symmetric: give ranges centred on zero.
+    """
+
+    method: Method = "minmax"
+    percentile: float = 99.99
+    bins: int = 4096
+    momentum: float = 0.9
+    bits: int = 8
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing."""
+        if self.method not in get_args(Method):
+            known = ", ".join(get_args(Method))
+            raise CalibrationError(f"There is no observer {self.method!r}: choose one of {known}.")
+        if not 50 < self.percentile <= 100:
+            raise CalibrationError(f"percentile is {self.percentile}: it must be in (50, 100].")
+        if not 0 <= self.momentum < 1:
+            raise CalibrationError(f"momentum is {self.momentum}: it must be in [0, 1).")
+        if not 2 <= self.bits <= 8:
+            raise CalibrationError(f"bits is {self.bits}: it must be from 2 to 8.")
+        if self.bins < 256 or self.bins % 2:
+            raise CalibrationError(f"bins is {self.bins}: it must be even and at least 256.")
+
+    def make(self, axis: int | None = None) -> Observer:
+        """A fresh observer; per channel along ``axis``, per tensor when None."""
+        if self.method == "minmax":
+            return MinMax(axis)
+        return MovingAverage(axis, self.momentum)
