@@ -16,21 +16,10 @@ from onnxq.export.exported import Exported, refuse_occupied
 from onnxq.export.from_torch import from_torch
 from onnxq.export.hf_folder import load_module, read_config, resolve_folder, transformers_package
 from onnxq.export.speech import export_speech
+from onnxq.export.tasks import TASKS, task_of_architecture
 from onnxq.export.text_generation import export_decoder
 
 __all__ = ["TASKS", "detect_task", "from_hf"]
-
-_ARCHITECTURES = {
-    "ForCausalLM": "text-generation",
-    "LMHeadModel": "text-generation",
-    "WhisperForConditionalGeneration": "automatic-speech-recognition",
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForImageClassification": "image-classification",
-    "ForMaskedLM": "fill-mask",
-    "Model": "feature-extraction",
-}
-"""Task by the ending of the architecture's name; the first that fits is taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +37,6 @@ _TRACED = {
     "text-classification": _Traced("AutoModelForSequenceClassification", "logits"),
     "token-classification": _Traced("AutoModelForTokenClassification", "logits"),
 }
-
-TASKS = ("automatic-speech-recognition", "text-generation", *_TRACED)
-"""The tasks that `from_hf` exports."""
 
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _DEFAULT_IMAGE_SIZE = 224
@@ -100,9 +86,9 @@ def detect_task(config: dict[str, Any], folder: Path) -> str:
         ExportError: it names none, or one of no supported task.
     """
     architecture = str((config.get("architectures") or [""])[0])
-    for ending, task in _ARCHITECTURES.items():
-        if architecture.endswith(ending):
-            return task
+    task = task_of_architecture(architecture)
+    if task is not None:
+        return task
     said = f"the architecture {architecture!r}" if architecture else "no architecture"
     raise ExportError(
         f"The config.json of {str(folder)!r} names {said}, which tells no task. Give the task, "
