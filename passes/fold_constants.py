@@ -1,0 +1,221 @@
+"""Compute at once what depends on constants only.
+
+Before → after: ``s = Shape(x); n = Gather(s, 0); y = Reshape(x, Concat(n, -1))`` with a static x
+→ ``y = Reshape(x, constant)``; an If with a constant condition → the branch taken.
+
+The evaluation is onnxscript's constant folder (NumPy, the reference implementation of ONNX), kept
+from four things that would harm a quantizer: a result larger than its limit (an Expand to 1 GB),
+integers on their way to real numbers (a quantized weight must stay recognisable), random nodes, and
+reading a large weight only to transpose it: that becomes a lazy weight, computed when saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import UnsupportedGraph
+from onnxq.graph.walk import site_name, walk_graphs, walk_nodes
+from onnxq.graph.weights import add_weight, is_weight, read_weight, weight_tensor
+from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+
+__all__ = ["FoldConstants"]
+
+_ROUNDS = 8
+_RANDOM = frozenset(
+    [
+        "Bernoulli",
+        "Dropout",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    ]
+)
+_QUANTIZERS = frozenset(["DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"])
+_GROWING = frozenset(
+    ["Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "Upsample", "EyeLike", "ConstantOfShape"]
+)
+_LARGEST_WORK = 1 << 26
+"""Most elements a NumPy evaluation may produce before its result is measured."""
+_FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoldConstants(Pass):
+    """Replace nodes whose inputs are all constant by their result, in every graph and body.
+
+    Matches: nodes that read constants only, and shape arithmetic on static shapes.
+    Writes: initializers (Constant nodes in functions); a lazy weight for a transposed large one.
+    Leaves: results over ``output_limit``, nodes that read over ``input_limit`` elements,
+        quantize and dequantize nodes and casts of 8-bit and smaller integers, random nodes,
+        whatever depends on a graph input, even one with a default.
+
+    Attributes:
+        input_limit: most elements of a constant that is read, except for small results.
+        output_limit: most elements of a result that is stored.
+    """
+
+    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
+    input_limit: int = 8192
+    output_limit: int = 262144
+
+    def call(self, model: ir.Model, context: Context) -> PassReport:
+        """Fold until nothing more can be; the report lists folded nodes and those left.
+
+        Raises:
+            UnsupportedGraph: a node cannot be evaluated: the model is invalid at that node.
+        """
+        left: dict[ir.Node, str] = {}
+        before = [(site_name(path, node), node) for path, node in walk_nodes(model)]
+        modified = False
+        for done in range(_ROUNDS):
+            context.progress("fold constants", done, 0)
+            changed = _fold_views(model, self.input_limit) | self._fold(model, left)
+            modified |= changed
+            if not changed:
+                break
+        sites = [
+            SiteReport(site=name, reason=left.get(node))
+            for name, node in before
+            if node.graph is None or node in left
+        ]
+        return PassReport(modified=modified, sites=tuple(sites))
+
+    def _fold(self, model: ir.Model, left: dict[ir.Node, str]) -> bool:
+        from onnxscript.optimizer import fold_constants
+
+        def should_fold(node: ir.Node) -> bool | None:
+            reason = _why_not(node, self.output_limit)
+            if reason is not None:
+                left[node] = reason
+            return None if reason is None else False
+
+        try:
+            with _quiet("onnxscript", "onnx_ir"):
+                result = fold_constants(
+                    model,
+                    onnx_shape_inference=True,
+                    input_size_limit=self.input_limit,
+                    output_size_limit=self.output_limit,
+                    should_fold=should_fold,
+                )
+        except RuntimeError as error:
+            raise UnsupportedGraph(
+                f"Constants could not be folded: {error} ({error.__cause__}). The model is "
+                "invalid at that node; or leave fold_constants out of the recipe."
+            ) from error
+        for _, graph in walk_graphs(model):
+            if isinstance(graph, ir.Graph):
+                for value in graph.initializers.values():
+                    value.metadata_props.pop(_FOLDED_FROM, None)
+            for node in graph:
+                for value in node.outputs:
+                    value.metadata_props.pop(_FOLDED_FROM, None)
+        return bool(result.modified)
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Keep the folder's notes on nodes it skips off the terminal: the report has the reasons."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _why_not(node: ir.Node, output_limit: int) -> str | None:
+    """Why a node whose inputs are all constant must not be folded; None when it may."""
+    if node.op_type in _RANDOM:
+        return "its result is random"
+    if node.op_type in _QUANTIZERS:
+        return "it carries how a tensor is quantized"
+    first = node.inputs[0] if node.inputs else None
+    if node.op_type in ("Cast", "CastLike") and _is_stored_integer(first):
+        return "it reads a weight stored in 8 bits or fewer, which would grow"
+    size = _result_size(node)
+    if size is None:
+        return "the size of its result is not known before it runs"
+    if size > output_limit and size > _size(first):
+        return f"its result has {size} elements, over the limit of {output_limit}"
+    return None
+
+
+def _is_stored_integer(value: ir.Value | None) -> bool:
+    if value is None or value.const_value is None or len(value.const_value.shape) < 2:
+        return False
+    dtype = value.const_value.dtype
+    return dtype.is_integer() and dtype.bitwidth <= 8
+
+
+def _result_size(node: ir.Node) -> int | None:
+    """An upper bound of the elements of the first output; None when there is none."""
+    shape = node.outputs[0].shape
+    if shape is not None and shape.is_static():
+        return math.prod(int(size) for size in shape.numpy())
+    given = [value for value in node.inputs if value is not None]
+    if node.op_type in ("Expand", "Tile"):
+        factor = np.prod(read_weight(given[1]).astype(np.float64)) if len(given) > 1 else 1.0
+        return int(min(max(_size(given[0]), 1) * max(factor, 1.0), 2.0**62))
+    if node.op_type == "Range" and len(given) == 3:
+        start, limit, delta = (float(read_weight(value).reshape(-1)[0]) for value in given)
+        return max(0, math.ceil((limit - start) / delta)) if delta else None
+    if node.op_type in _GROWING:
+        return None
+    bound = math.prod(max(_size(value), 1) for value in given)
+    return bound if bound > _LARGEST_WORK else 0
+
+
+def _size(value: ir.Value | None) -> int:
+    return 0 if value is None or value.const_value is None else int(value.const_value.size)
+
+
+def _fold_views(model: ir.Model, input_limit: int) -> bool:
+    """Make the transpose of a large weight with no other reader a weight, computed when saved."""
+    changed = False
+    for _, node in walk_nodes(model):
+        if node.op_type != "Transpose" or node.domain not in ("", "ai.onnx"):
+            continue
+        source, output, graph = node.inputs[0], node.outputs[0], node.graph
+        if source is None or graph is None or not is_weight(source) or _size(source) <= input_limit:
+            continue
+        if len(source.uses()) != 1 or source.is_graph_output() or output.is_graph_output():
+            continue
+        _transpose(source, node)
+        changed = True
+    return changed
+
+
+def _transpose(source: ir.Value, node: ir.Node) -> None:
+    graph, output = node.graph, node.outputs[0]
+    if graph is None:
+        return
+    tensor = weight_tensor(source)
+    perm = node.attributes.get("perm")
+    axes = list(perm.as_ints()) if perm is not None else list(range(len(tensor.shape)))[::-1]
+    stored = ir.Value(name=source.name, const_value=tensor)
+    new = add_weight(
+        graph,
+        f"{source.name}_transposed",
+        shape=[int(tensor.shape[axis]) for axis in axes],
+        dtype=tensor.dtype,
+        compute=lambda: np.ascontiguousarray(read_weight(stored).transpose(axes)),
+    )
+    new.metadata_props.update(output.metadata_props)
+    output.replace_all_uses_with(new)
+    graph.remove(node, safe=True)
+    if isinstance(source.graph, ir.Graph) and source.name is not None:
+        source.graph.initializers.pop(source.name, None)

@@ -1,0 +1,55 @@
+"""The list of all passes: what a recipe may name and what ``onnxq passes`` prints.
+
+The list is explicit, so that it is read in the order in which a recipe would run them, and a
+module that is only imported by a pass is never taken for one.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+
+from onnxq.passes.base import Pass
+
+__all__ = ["all_passes"]
+
+_MODULES = (
+    "constants_to_initializers",
+    "fold_constants",
+    "convert_opset",
+    "inline_functions",
+    "fold_batch_norm",
+    "fuse_layer_norm",
+    "fuse_rms_norm",
+    "fuse_gelu",
+    "fuse_silu",
+    "fuse_rope",
+    "fuse_attention",
+    "untie_weights",
+    "clean",
+    "quantize_weights",
+)
+
+
+@functools.cache
+def all_passes() -> dict[str, type[Pass]]:
+    """Every pass by its recipe key, in the order a recipe would usually run them.
+
+    The modules are imported at the first call. The mapping is shared: do not change it.
+    """
+    found: dict[str, type[Pass]] = {}
+    for key in _MODULES:
+        name = f"onnxq.passes.{key}"
+        if importlib.util.find_spec(name) is None:
+            continue
+        found[key] = _pass_in(name, key)
+    return found
+
+
+def _pass_in(module: str, key: str) -> type[Pass]:
+    """The one pass whose key is the name of its module."""
+    for item in vars(importlib.import_module(module)).values():
+        if isinstance(item, type) and issubclass(item, Pass) and item.key() == key:
+            return item
+    raise ImportError(f"module {module} defines no pass with the key {key!r}")
