@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import UnsupportedGraph
+from onnxq.runtime.decoder import decoder_feeds, is_cache, logits_name
 from onnxq.runtime.session import Session, TensorSpec, open_session
 
 _DEFAULT_SIZE = 8
@@ -24,8 +25,8 @@ def random_samples(
     """Make ``count`` deterministic samples for every input of a model.
 
     Floats are N(0, 1); integers are small and non-negative (masks are ones, so that no row of an
-    attention is empty); booleans are True. Dimensions of the same name get the same size, batch
-    dimensions 1, and dimensions of a past (key/value cache) 0.
+    attention is empty); booleans are True. A decoder with a key/value cache gets random tokens
+    and an empty cache. Dimensions of the same name get the same size, batch dimensions 1.
 
     Args:
         source: an open session, or a model to open for its input specs.
@@ -40,10 +41,22 @@ def random_samples(
         with open_session(source, optimize=False) as session:
             return random_samples(session, count, seed=seed, sizes=sizes)
     generator = np.random.default_rng(seed)
+    if any(is_cache(spec) for spec in source.inputs):
+        return [_decoder_sample(source, generator, sizes or {}) for _ in range(count)]
     return [
         {spec.name: _fill(spec, generator, sizes or {}) for spec in source.inputs}
         for _ in range(count)
     ]
+
+
+def _decoder_sample(
+    session: Session, generator: np.random.Generator, sizes: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Random tokens of the model's own vocabulary for a first run, with an empty cache."""
+    scores = [spec.shape[-1] for spec in session.outputs if spec.name == logits_name(session)]
+    vocabulary = scores[0] if scores and isinstance(scores[0], int) else _DEFAULT_SIZE
+    length = sizes.get("sequence_length", _DEFAULT_SIZE)
+    return decoder_feeds(session, generator.integers(0, vocabulary, (1, length)))
 
 
 def _fill(spec: TensorSpec, generator: np.random.Generator, sizes: Mapping[str, int]) -> np.ndarray:

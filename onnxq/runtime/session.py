@@ -102,7 +102,9 @@ class Session:
         try:
             values = self._session.run(names, dict(feeds))
         except Exception as error:
-            shapes = {name: getattr(array, "shape", None) for name, array in feeds.items()}
+            given = {name: getattr(array, "shape", None) for name, array in feeds.items()}
+            shapes = ", ".join(f"{name} {shape}" for name, shape in list(given.items())[:6])
+            shapes += ", ..." if len(given) > 6 else ""
             raise OnnxqError(
                 f"ONNX Runtime could not run {self._label} on inputs of shapes {shapes}: {error}"
             ) from error
