@@ -1,0 +1,1 @@
+"""Model families as small torch definitions; each module imports torch, so import them late."""
