@@ -24,8 +24,8 @@ class Exported:
         task: e.g. ``text-generation``, ``feature-extraction``.
         source: what was exported, and what it was compared with.
         largest_error: largest relative error max|a - b| / max|b| over all compared outputs;
-            NaN when there was no source framework to compare with (an ONNX file read as it is).
-        bound: what the error had to stay under.
+            None when there was nothing to compare with (an ONNX file taken as it is).
+        bound: what the error had to stay under; None likewise.
         errors: the largest relative error of each comparison, by its name.
         notes: sentences worth showing to the user.
     """
@@ -34,8 +34,8 @@ class Exported:
     models: dict[str, Path]
     task: str
     source: str
-    largest_error: float
-    bound: float
+    largest_error: float | None
+    bound: float | None
     errors: dict[str, float] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

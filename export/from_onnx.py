@@ -102,13 +102,14 @@ def _exported(
     verdicts: list[Verdict],
     notes: list[str],
 ) -> Exported:
+    compared = [verdict for verdict in verdicts if verdict.errors]
     return Exported(
         folder=folder,
         models=models,
         task=found.task,
         source=", ".join(path.name for path in found.models.values()),
-        largest_error=max((verdict.largest for verdict in verdicts), default=math.nan),
-        bound=max((verdict.bound for verdict in verdicts), default=math.nan),
+        largest_error=max((verdict.largest for verdict in compared), default=None),
+        bound=max((verdict.bound for verdict in compared), default=None),
         errors={name: error for verdict in verdicts for name, error in verdict.errors.items()},
         notes=(*notes, *(note for verdict in verdicts for note in verdict.notes)),
     )
