@@ -1,7 +1,7 @@
 """Run samples through a model and reduce its inner values to ranges as they come.
 
 Activations are fetched in chunks: as many values at a time as fit the memory budget for one run,
-which a first run that returns only their sizes has measured. Each chunk runs over all samples on
+which a first run that returns only their shapes has measured. Each chunk runs over all samples on
 a cut-down model that ends at its last value. Nothing is kept but the observers.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ import onnx_ir as ir
 
 from onnxq.calibration.checks import check_samples
 from onnxq.calibration.observable import observable_values
-from onnxq.calibration.observed_model import returning, returning_sizes
+from onnxq.calibration.observed_model import returning, returning_shapes
 from onnxq.calibration.observers import Method, Observer, ObserverSpec
 from onnxq.calibration.ranges import ChannelRange, Range
 from onnxq.errors import CalibrationError
@@ -90,7 +91,8 @@ def collect_ranges(
         budget=budget,
         threads=threads,
         report=progress or _silent,
-        make=lambda name: spec.make((axes or {}).get(name)),
+        spec=spec,
+        axes=axes or {},
     )
     ranges = run.collect(dict.fromkeys(names))
     if values is None:
@@ -107,7 +109,8 @@ class _Run:
     budget: int
     threads: int | None
     report: Progress
-    make: Callable[[str], Observer]
+    spec: ObserverSpec
+    axes: Mapping[str, int]
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)
     measured: int = 0
     """Elements in the inputs of the sample whose sizes were measured."""
@@ -129,7 +132,7 @@ class _Run:
 
     def _observe(self, chunk: Sequence[str]) -> dict[str, Observer]:
         """Run all samples; returns observers for the chunk, or for as much of it as fitted."""
-        observers = {name: self.make(name) for name in chunk}
+        observers = {name: self.spec.make(self.axes.get(name)) for name in chunk}
         count = 0
         with contextlib.ExitStack() as opened:
             run = self._open(chunk, opened)
@@ -165,11 +168,18 @@ class _Run:
         """Learn how many bytes each value takes on this sample, without fetching any."""
         if not names:
             return
-        model, outputs = returning_sizes(self.model, names)
+        model, outputs = returning_shapes(self.model, names)
         with open_session(model, threads=self.threads) as session:
-            sizes = session.run(sample)
-        self.sizes = {name: 4 * int(sizes[output]) for name, output in outputs.items()}
+            shapes = session.run(sample)
+        self.sizes = {name: self._bytes(name, shapes[output]) for name, output in outputs.items()}
         self.measured = _elements(sample)
+
+    def _bytes(self, name: str, shape: np.ndarray) -> int:
+        """Memory for one value of this shape in float32, and for its observer."""
+        axis = self.axes.get(name)
+        is_split = axis is not None and -len(shape) <= axis < len(shape)
+        observers = int(shape[axis]) if is_split else 1
+        return 4 * math.prod(map(int, shape)) + self.spec.state_bytes * observers
 
     def _chunk(self, names: Sequence[str]) -> list[str]:
         """The first names whose values fit the budget together; at least one."""

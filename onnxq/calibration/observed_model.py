@@ -1,4 +1,4 @@
-"""Cut-down copies of a model that return inner values, or only their sizes."""
+"""Cut-down copies of a model that return inner values, or only their shapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxq.graph import walk_nodes
 
-__all__ = ["returning", "returning_sizes"]
+__all__ = ["returning", "returning_shapes"]
 
 
 def returning(model: ir.Model, names: Sequence[str]) -> ir.Model:
@@ -18,26 +18,25 @@ def returning(model: ir.Model, names: Sequence[str]) -> ir.Model:
     return _prune(clone, [_by_name(clone)[name] for name in names])
 
 
-def returning_sizes(model: ir.Model, names: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
-    """A clone that returns the number of elements of each value instead of the value.
+def returning_shapes(model: ir.Model, names: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
+    """A clone that returns the shape of each value instead of the value.
 
     Running it needs no more memory than running the model does.
 
     Returns:
-        the clone, and the name of the output (int64 scalar) that tells each value's size.
+        the clone, and the name of the output (int64 ``[rank]``) that tells each value's shape.
     """
     clone = model.clone()
     by_name: Mapping[str, ir.Value] = _by_name(clone)
     outputs: dict[str, str] = {}
-    sizes: list[ir.Value] = []
+    shapes: list[ir.Value] = []
     prefix = _free_prefix(clone)
     for index, name in enumerate(names):
-        size = ir.Value(name=f"{prefix}{index}")
-        size.dtype, size.shape = ir.DataType.INT64, ir.Shape([])
-        clone.graph.append(ir.Node("", "Size", [by_name[name]], outputs=[size]))
-        outputs[name] = size.name or ""
-        sizes.append(size)
-    return _prune(clone, sizes), outputs
+        shape = ir.Value(name=f"{prefix}{index}", type=ir.TensorType(ir.DataType.INT64))
+        clone.graph.append(ir.Node("", "Shape", [by_name[name]], outputs=[shape]))
+        outputs[name] = shape.name or ""
+        shapes.append(shape)
+    return _prune(clone, shapes), outputs
 
 
 def _by_name(model: ir.Model) -> dict[str, ir.Value]:
@@ -51,7 +50,7 @@ def _free_prefix(model: ir.Model) -> str:
     taken = {value.name or "" for _, node in walk_nodes(model) for value in node.outputs}
     taken.update(value.name or "" for value in model.graph.inputs)
     taken.update(model.graph.initializers)
-    prefix = "onnxq_size_"
+    prefix = "onnxq_shape_"
     while any(name.startswith(prefix) for name in taken):
         prefix += "_"
     return prefix

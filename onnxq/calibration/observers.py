@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
 
 from onnxq.calibration.ranges import ChannelRange, Range
 from onnxq.errors import CalibrationError
+from onnxq.numerics.histogram import (
+    Histogram,
+    entropy_range,
+    find_range,
+    mse_range,
+    percentile_range,
+)
 
-__all__ = ["Method", "MinMax", "MovingAverage", "Observer", "ObserverSpec"]
+__all__ = ["HistogramObserver", "Method", "MinMax", "MovingAverage", "Observer", "ObserverSpec"]
 
 Method = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
+
+Search = Callable[[Histogram], tuple[float, float]]
+
+_HISTOGRAM_METHODS = frozenset({"percentile", "entropy", "mse"})
 
 MASK_MAGNITUDE = 1e30
 """Beyond this a value is no activation: attention masks hold -inf or the lowest float (-3.4e38),
@@ -90,9 +102,12 @@ class Observer(abc.ABC):
         return True
 
     def _extremes(self, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Least and largest element, float32, scalar or ``[channels]``; NaN when any is NaN."""
+        """Least and largest element, scalar or ``[channels]``; NaN when any is NaN."""
         if self.axis is None:
-            return np.asarray(array.min()), np.asarray(array.max())
+            low, high, is_finite = find_range(array)
+            if not is_finite:
+                low, high = float(array.min()), float(array.max())
+            return np.asarray(low), np.asarray(high)
         others = tuple(a for a in range(array.ndim) if a != self.axis % array.ndim)
         return array.min(axis=others), array.max(axis=others)
 
@@ -119,6 +134,11 @@ class MinMax(Observer):
     _low: np.ndarray
     _high: np.ndarray
 
+    def __init__(self, axis: int | None, symmetric: bool) -> None:
+        """Give ranges centred on zero when ``symmetric``."""
+        super().__init__(axis)
+        self._symmetric = symmetric
+
     def _reduce(self, array: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
         if self.is_empty:
             self._low, self._high = low, high
@@ -127,6 +147,9 @@ class MinMax(Observer):
             self._high = np.maximum(self._high, high)
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._symmetric:
+            reach = np.maximum(np.abs(self._low), np.abs(self._high))
+            return -reach, reach
         return self._low, self._high
 
 
@@ -136,9 +159,9 @@ class MovingAverage(MinMax):
     Every run of the model counts once, so this depends on the order and size of the batches.
     """
 
-    def __init__(self, axis: int | None, momentum: float) -> None:
+    def __init__(self, axis: int | None, symmetric: bool, momentum: float) -> None:
         """Keep ``momentum`` of the old average at each batch; the first batch is taken whole."""
-        super().__init__(axis)
+        super().__init__(axis, symmetric)
         self._momentum = momentum
 
     def _reduce(self, array: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
@@ -148,6 +171,33 @@ class MovingAverage(MinMax):
         else:
             self._low = self._momentum * self._low + (1 - self._momentum) * low
             self._high = self._momentum * self._high + (1 - self._momentum) * high
+
+
+class HistogramObserver(Observer):
+    """Counts values in bins, per tensor or per channel, and searches the range in the counts."""
+
+    _histograms: list[Histogram]
+
+    def __init__(self, axis: int | None, bins: int, search: Search) -> None:
+        """Use ``bins`` bins per tensor or channel; ``search`` finds the range in a histogram."""
+        super().__init__(axis)
+        self._bins = bins
+        self._search = search
+
+    def _reduce(self, array: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+        if self.is_empty:
+            self._histograms = [Histogram(self._bins) for _ in range(low.size)]
+        if self.axis is None:
+            self._histograms[0].add(array)
+            return
+        for histogram, channel in zip(
+            self._histograms, np.moveaxis(array, self.axis, 0), strict=True
+        ):
+            histogram.add(np.ascontiguousarray(channel), threads=1)
+
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        ends = np.array([self._search(histogram) for histogram in self._histograms])
+        return (ends[0, 0], ends[0, 1]) if self.axis is None else (ends[:, 0], ends[:, 1])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,11 +232,28 @@ class ObserverSpec:
             raise CalibrationError(f"momentum is {self.momentum}: it must be in [0, 1).")
         if not 2 <= self.bits <= 8:
             raise CalibrationError(f"bits is {self.bits}: it must be from 2 to 8.")
-        if self.bins < 256 or self.bins % 2:
-            raise CalibrationError(f"bins is {self.bins}: it must be even and at least 256.")
+        if self.bins < 256 or self.bins & (self.bins - 1):
+            raise CalibrationError(
+                f"bins is {self.bins}: it must be a power of two from 256 up, such as 4096."
+            )
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory that the observer of one tensor, or of one channel, holds."""
+        return 8 * self.bins if self.method in _HISTOGRAM_METHODS else 32
 
     def make(self, axis: int | None = None) -> Observer:
         """A fresh observer; per channel along ``axis``, per tensor when None."""
         if self.method == "minmax":
-            return MinMax(axis)
-        return MovingAverage(axis, self.momentum)
+            return MinMax(axis, self.symmetric)
+        if self.method == "moving_average":
+            return MovingAverage(axis, self.symmetric, self.momentum)
+        return HistogramObserver(axis, self.bins, self._search)
+
+    def _search(self, histogram: Histogram) -> tuple[float, float]:
+        """The range that the method chooses in a histogram."""
+        if self.method == "percentile":
+            return percentile_range(histogram, self.percentile, symmetric=self.symmetric)
+        if self.method == "entropy":
+            return entropy_range(histogram, self.symmetric, bits=self.bits)
+        return mse_range(histogram, self.bits, self.symmetric)
