@@ -1,0 +1,209 @@
+"""Static int8: quantized weights and activations, written as QuantizeLinear/DequantizeLinear.
+
+For a linear site y = W·x + b with the observed range of x in ``value.meta``::
+
+    Conv(x, W, b) → Conv(DQ(Q(x)), DQ(codes, s_c), DQ(round(b / (s_x·s_c)))) → Q → DQ
+
+The graph stays a float graph with rounding in it, which any ONNX runtime can run; runtimes that
+have integer kernels replace each pattern by one (QLinearConv, QGemm, MatMulIntegerToFloat, ...).
+Which patterns they recognise differs, and is a table: `onnxq.passes.qdq_targets`. Jacob et al.,
+"Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
+(2018), section 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+
+from onnxq.calibration import range_of
+from onnxq.errors import UnsupportedGraph
+from onnxq.graph import Site, find_sites
+from onnxq.graph.opset import opset_of
+from onnxq.graph.stage import Stage
+from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.int8_weights import Int8Weights
+from onnxq.passes.qdq_placement import Placement
+from onnxq.passes.qdq_targets import ActivationType, Target, target_of
+from onnxq.passes.qdq_writing import QdqWriter, bias_refusal, weight_refusal
+
+__all__ = ["InsertQdq"]
+
+_MINIMUM_OPSET = 13
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InsertQdq(Pass):
+    """Quantize weights and activations of linear sites to int8, with ranges observed before.
+
+    Matches: MatMul, Gemm, Conv and, by target, ConvTranspose of the main graph with a constant
+    float32 weight and an observed input.
+    Writes: int8 weights and int32 biases behind DequantizeLinear, QuantizeLinear and
+    DequantizeLinear on activations, and on what lies between two sites and can run in int8.
+    Leaves: computed weights, bodies and functions (nothing is observed there), sites without a
+    range, what is excluded, what the target has no int8 kernel for; each with its reason.
+
+    Attributes:
+        target: the runtime to place for: ``onnxruntime-cpu`` or ``tensorrt``.
+        activation: type of activation codes; None takes that of the target.
+        symmetric_activations: zero point 0 for activations; None takes that of the target.
+        weight_format: ``int8_channel``, or ``int8_tensor`` for one scale per weight.
+        reduce_range: 7-bit weights, for x86 CPUs without VNNI, whose kernels add pairs of
+            products in 16 bits.
+        rounding: ``sums`` lets the rounding errors of each kernel and channel cancel, which
+            matters behind ReLU; ``nearest`` rounds every weight by itself.
+        quantize_ops: operator types to quantize; None takes all the target has kernels for.
+        exclude: name patterns, or operator types, of sites to leave in float.
+        activation_matmuls: also quantize products of two activations (attention scores).
+    """
+
+    target: str = "onnxruntime-cpu"
+    activation: ActivationType | None = None
+    symmetric_activations: bool | None = None
+    weight_format: Literal["int8_channel", "int8_tensor"] = "int8_channel"
+    reduce_range: bool = False
+    rounding: Literal["sums", "nearest"] = "sums"
+    quantize_ops: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    activation_matmuls: bool = False
+
+    promise: ClassVar[Promise] = Promise.CLOSE
+    needs_stage: ClassVar[Stage] = Stage.CALIBRATED
+    gives_stage: ClassVar[Stage | None] = Stage.QUANTIZED
+
+    def requires(self, model: ir.Model) -> None:
+        """Refuse a model that is quantized already, too old, or was never calibrated.
+
+        Raises:
+            UnsupportedGraph: says what was found and what to run first.
+            RecipeError: there are no rules for the target.
+        """
+        target_of(self.target)
+        sites = [site for site in find_sites(model) if not site.is_embedding]
+        floats = [site for site in sites if site.already is None and site.weight is not None]
+        done = [site for site in sites if site.already is not None]
+        if done and not floats:
+            raise UnsupportedGraph(
+                f"The model is already quantized: {done[0].name!r} is {done[0].already}, and no "
+                "float weight is left. Quantize the float model it was made from."
+            )
+        if opset_of(model) < _MINIMUM_OPSET:
+            raise UnsupportedGraph(
+                f"Scales per channel need opset {_MINIMUM_OPSET}, and the model has "
+                f"{opset_of(model)}: put convert_opset with minimum={_MINIMUM_OPSET} earlier in "
+                "the recipe."
+            )
+        inputs = [site.input for site in floats if site.input is not None]
+        if inputs and not any(range_of(value) for value in inputs):
+            raise UnsupportedGraph(
+                f"No activation of the model has an observed range (the first wanted is "
+                f"{inputs[0].name!r}): put the calibrate pass earlier in the recipe."
+            )
+
+    def call(self, model: ir.Model, context: Context) -> PassReport:
+        """Plan every point first, then write weights, biases and the points."""
+        target = target_of(self.target)
+        placement = self._placement(model, target)
+        weights = Int8Weights(
+            context.scratch,
+            bits=7 if self.reduce_range else 8,
+            per_channel=self.weight_format == "int8_channel",
+            keep_sums=self.rounding == "sums",
+        )
+        writer = QdqWriter(model, weights, integer_bias=target.integer_bias)
+        reasons: dict[str, str] = {}
+        accepted: list[Site] = []
+        products: list[Site] = []
+        sites = find_sites(model)
+        for site in sites:
+            if self._is_product(site, placement):
+                products.append(site)
+                continue
+            reason = self._refusal(site, target, placement)
+            if reason is None:
+                accepted.append(site)
+            else:
+                reasons[site.name] = reason
+        accepted = [writer.absorb_conv_bias(site) for site in accepted]
+        for site in accepted:
+            placement.add_site(site)
+        for site in products:
+            placement.add_input(site.node, 0)
+            placement.add_input(site.node, 1)
+        placement.spread(accepted)
+        reports = {}
+        for number, site in enumerate(accepted):
+            context.progress("insert_qdq", number, len(accepted))
+            reports[site.name] = self._write(site, writer, placement)
+        writer.write_points(placement.points.values())
+        writer.shield((site.node for site in accepted), target)
+        writer.remove_unused()
+        for site in products:
+            reports[site.name] = SiteReport(site=site.name, format=self._activation(target))
+        reports.update(
+            {name: SiteReport(site=name, reason=reason) for name, reason in reasons.items()}
+        )
+        return PassReport(
+            modified=bool(accepted or products),
+            sites=tuple(reports[site.name] for site in sites),
+        )
+
+    def _placement(self, model: ir.Model, target: Target) -> Placement:
+        symmetric = self.symmetric_activations
+        return Placement(
+            model,
+            target,
+            dtype=self._activation(target),
+            symmetric=target.symmetric if symmetric is None else symmetric,
+        )
+
+    def _activation(self, target: Target) -> ActivationType:
+        return self.activation or target.activation
+
+    def _write(self, site: Site, writer: QdqWriter, placement: Placement) -> SiteReport:
+        weight = writer.write_site(site, placement.input_scale(site))
+        return SiteReport(
+            site=site.name,
+            format=self.weight_format,
+            bits=weight.bits,
+            error=weight.error,
+            nbytes=weight.nbytes,
+        )
+
+    def _is_product(self, site: Site, placement: Placement) -> bool:
+        """Whether the site multiplies two activations and was asked to be quantized."""
+        if not self.activation_matmuls or site.kind != "MatMul" or site.weight is not None:
+            return False
+        if site.path or self._is_excluded(site):
+            return False
+        return all(value is not None and range_of(value) is not None for value in site.node.inputs)
+
+    def _is_excluded(self, site: Site) -> bool:
+        return any(
+            fnmatch.fnmatchcase(site.name, pattern) or pattern == site.kind
+            for pattern in self.exclude
+        )
+
+    def _refusal(self, site: Site, target: Target, placement: Placement) -> str | None:
+        if site.already is not None:
+            return f"it is already quantized ({site.already})"
+        if site.is_embedding:
+            return "it is a table to look up, not a weight to multiply by"
+        if self._is_excluded(site):
+            return "the recipe leaves it in float"
+        if site.kind in target.refusals:
+            return target.refusals[site.kind]
+        if site.refusal is not None:
+            return site.refusal
+        wanted = target.kinds if self.quantize_ops is None else set(self.quantize_ops)
+        if site.kind not in target.kinds or site.kind not in wanted:
+            return f"{site.kind} is not among the operators to quantize for {target.name}"
+        if site.path:
+            return "it is inside a body or function, where no activation ranges are observed"
+        reason = weight_refusal(site)
+        if reason is None and target.integer_bias:
+            reason = bias_refusal(site)
+        return reason or placement.refusal(site)

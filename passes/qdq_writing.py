@@ -1,0 +1,303 @@
+"""Editing of a graph for `insert_qdq`: weights and biases of sites, Q/DQ pairs of points."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.calibration import range_of, set_range
+from onnxq.graph import Site, add_weight, read_weight, unique_value_name
+from onnxq.passes.int8_weights import (
+    Int8Weight,
+    Int8Weights,
+    drop_unused,
+    int32_bias,
+    scale_floor,
+)
+from onnxq.passes.qdq_placement import Parameters, Point
+from onnxq.passes.qdq_targets import Target
+
+__all__ = ["QdqWriter", "bias_refusal", "operand_transposed", "weight_refusal"]
+
+_MATRIX_VIEWS = frozenset({"Identity", "Transpose", "Cast"})
+_TYPES = {"uint8": ir.DataType.UINT8, "int8": ir.DataType.INT8}
+
+
+def weight_refusal(site: Site) -> str | None:
+    """Why the weight of a site cannot be stored as int8 codes; None when it can."""
+    operand = site.node.inputs[site.weight_index]
+    if site.weight is None or operand is None:
+        return "it has no constant weight"
+    dtype = operand.dtype or site.weight.dtype
+    if dtype not in (None, ir.DataType.FLOAT):
+        return f"its weight is {dtype.name}, and int8 kernels give float32"
+    if site.kind in ("MatMul", "Gemm") and site.weight_index != 1:
+        return "its weight is on the left, where kernels take one scale and not one per channel"
+    if site.via:
+        views = {node.op_type for node in site.via}
+        if site.kind not in ("MatMul", "Gemm") or views - _MATRIX_VIEWS or len(site.shape) != 2:
+            return (
+                f"its weight {site.weight.name!r} goes through {site.via[0].op_type} "
+                f"{site.via[0].name!r}: fold constants first"
+            )
+    if not np.isfinite(read_weight(site.weight)).all():
+        return f"its weight {site.weight.name!r} holds NaN or infinity"
+    return None
+
+
+def bias_refusal(site: Site) -> str | None:
+    """Why the bias of a site cannot become int32; None when it can, or there is none."""
+    own = site.node.inputs[2] if len(site.node.inputs) > 2 else None
+    if own is None:
+        return None
+    if site.bias is None:
+        return f"its bias {own.name!r} is computed, and int8 kernels take a constant one"
+    shape = read_weight(site.bias).shape
+    if len(shape) > 1 and (len(shape) > 2 or shape[0] != 1):
+        return f"its bias {own.name!r} of shape {list(shape)} differs from row to row"
+    return None
+
+
+def operand_transposed(site: Site) -> bool:
+    """Whether the 2-D stored weight is the transpose of what a MatMul or Gemm reads."""
+    if not site.via:
+        return False
+    flipped = site.kind == "Gemm" and bool(site.node.attributes.get_int("transB", 0))
+    return (site.in_axis, site.out_axis) != ((1, 0) if flipped else (0, 1))
+
+
+class QdqWriter:
+    """Writes one model; makes each Q/DQ pair, weight copy and DequantizeLinear once."""
+
+    def __init__(self, model: ir.Model, weights: Int8Weights, *, integer_bias: bool) -> None:
+        """Write into ``model``; biases become int32 when ``integer_bias``."""
+        self._graph = model.graph
+        self._weights = weights
+        self._integer_bias = integer_bias
+        self._dequantized: dict[ir.Value, ir.Value] = {}
+        self._replaced: list[ir.Value] = []
+        self._views: list[ir.Node] = []
+
+    def absorb_conv_bias(self, site: Site) -> Site:
+        """Move the constant that an Add behind a Conv adds per channel into the Conv itself."""
+        if site.kind not in ("Conv", "ConvTranspose") or site.bias_node is None:
+            return site
+        assert site.bias is not None  # the topology finds both or neither
+        add, output = site.bias_node, site.bias_node.outputs[0]
+        bias = read_weight(site.bias).reshape(-1)
+        value = add_weight(
+            self._graph,
+            f"{site.bias.name}_flat",
+            shape=bias.shape,
+            dtype=ir.DataType.FLOAT,
+            compute=bias.astype(np.float32, copy=False),
+        )
+        _set_input(site.node, 2, value)
+        observed = range_of(output)
+        if observed is not None:
+            set_range(site.output, observed)
+        if output.is_graph_output():
+            site.output.name, output.name = output.name, site.output.name
+        output.replace_all_uses_with(site.output, replace_graph_outputs=True)
+        self._graph.remove(add, safe=True)
+        self._replaced.append(site.bias)
+        return dataclasses.replace(site, bias=value, bias_node=None)
+
+    def write_site(self, site: Site, input_scale: float) -> Int8Weight:
+        """Replace weight and bias of a site whose input has the scale ``input_scale``."""
+        assert site.weight is not None  # weight_refusal has been asked
+        node = site.node
+        bias = self._bias_array(site)
+        transposed = operand_transposed(site)
+        integer = self._integer_bias and bias is not None
+        weight = self._weights.write(
+            self._graph,
+            site.weight,
+            site.out_axis,
+            factor=_take_factor(node, "alpha") if site.kind == "Gemm" else 1.0,
+            transpose=transposed,
+            floor=scale_floor(bias, input_scale) if integer and bias is not None else None,
+        )
+        axis = 1 - site.out_axis if transposed else site.out_axis
+        operand = node.inputs[site.weight_index]
+        node.replace_input_with(
+            site.weight_index, self._dequantize(weight.codes, weight.scales, axis)
+        )
+        self._views.extend(site.via)
+        self._replaced.extend(v for v in (site.weight, operand) if v is not None)
+        if bias is not None and site.bias is not None:
+            self._write_bias(site, bias, input_scale, weight)
+        return weight
+
+    def write_points(self, points: Iterable[Point]) -> None:
+        """Put the Q/DQ pair of every point behind its producer and connect its readers."""
+        for point in points:
+            self._write_point(point)
+
+    def shield(self, accepted: Iterable[ir.Node], target: Target) -> None:
+        """Keep the runtime from quantizing, on its own and coarsely, what was left in float.
+
+        A Max of one operand between DequantizeLinear and such a node computes nothing, and no
+        optimizer removes it.
+        """
+        quantized = set(accepted)
+        for node in tuple(self._graph):
+            if node in quantized or node.op_type not in target.requantizes or node.domain:
+                continue
+            value = node.inputs[0]
+            if value is not None and _comes_dequantized(value, target):
+                kept = self._node("Max", [value], {}, f"{value.name}_float")
+                kept.dtype, kept.shape = value.dtype, value.shape
+                producer = kept.producer()
+                assert producer is not None  # just made
+                self._graph.insert_before(node, producer)
+                node.replace_input_with(0, kept)
+
+    def remove_unused(self) -> None:
+        """Remove weights, biases and views that only the replaced operands used."""
+        for node in reversed(dict.fromkeys(self._views)):
+            unused = not any(v.uses() or v.is_graph_output() for v in node.outputs)
+            if unused and node.graph is not None:
+                node.graph.remove(node, safe=True)
+        drop_unused(self._replaced)
+
+    def _bias_array(self, site: Site) -> np.ndarray[Any, Any] | None:
+        """The bias as one number per output channel, beta taken in; None to leave it as it is."""
+        if site.bias is None:
+            return None
+        bias = read_weight(site.bias).astype(np.float32, copy=False)
+        if site.kind == "Gemm":
+            channels = site.shape[site.out_axis]
+            if bias.ndim > 1 and bias.shape[0] != 1:
+                return None
+            bias = np.broadcast_to(bias.reshape(-1), (channels,))
+            return bias * np.float32(_take_factor(site.node, "beta"))
+        if site.bias_node is not None and not _fits_rank(site, bias.ndim):
+            return None
+        return bias.reshape(-1)
+
+    def _write_bias(
+        self, site: Site, bias: np.ndarray[Any, Any], input_scale: float, weight: Int8Weight
+    ) -> None:
+        assert site.bias is not None  # it was read
+        if self._integer_bias:
+            codes, scales = int32_bias(bias, input_scale, weight.scale)
+            value = self._dequantize(
+                self._add(f"{site.bias.name}_int32", codes, ir.DataType.INT32),
+                self._add(f"{site.bias.name}_scale", scales, ir.DataType.FLOAT),
+                0,
+            )
+        elif site.kind == "Gemm":  # beta may have been taken in
+            value = self._add(f"{site.bias.name}_float", np.ascontiguousarray(bias), None)
+        else:
+            return
+        if site.bias_node is None:
+            operand = site.node.inputs[2]
+            _set_input(site.node, 2, value)
+        else:
+            index = 1 - next(i for i, v in enumerate(site.bias_node.inputs) if v is site.output)
+            operand = site.bias_node.inputs[index]
+            site.bias_node.replace_input_with(index, value)
+        self._replaced.extend(v for v in (site.bias, operand) if v is not None)
+
+    def _add(self, name: str, array: np.ndarray[Any, Any], dtype: ir.DataType | None) -> ir.Value:
+        kind = dtype or ir.DataType.FLOAT
+        return add_weight(self._graph, name, shape=array.shape, dtype=kind, compute=array)
+
+    def _dequantize(self, codes: ir.Value, scales: ir.Value, axis: int) -> ir.Value:
+        """The DequantizeLinear of stored codes, at the beginning of the graph."""
+        if codes not in self._dequantized:
+            shape = () if scales.shape is None else scales.shape.numpy()
+            dtype = codes.dtype or ir.DataType.INT8
+            # ONNX Runtime makes no QGemm of a weight whose zero point is left out.
+            zero = self._add(f"{codes.name}_zero", np.zeros(shape, dtype.numpy()), dtype)
+            attributes = {"axis": axis} if shape else {}
+            output = self._node(
+                "DequantizeLinear", [codes, scales, zero], attributes, f"{codes.name}_dequantized"
+            )
+            output.dtype, output.shape = ir.DataType.FLOAT, codes.shape
+            node = output.producer()
+            assert node is not None  # just made
+            self._graph.insert_before(self._graph[0], node)
+            self._dequantized[codes] = output
+        return self._dequantized[codes]
+
+    def _node(
+        self, op: str, inputs: list[ir.Value | None], attributes: dict[str, int], name: str
+    ) -> ir.Value:
+        unique = unique_value_name(self._graph, name)
+        node = ir.node(op, inputs, attributes, name=unique)
+        node.outputs[0].name = unique
+        return node.outputs[0]
+
+    def _write_point(self, point: Point) -> None:
+        value = point.value
+        readers = set(point.readers)
+        if point.all:
+            readers = {(use.node, use.idx) for use in value.uses()}
+        scale, zero = self._parameters(value, point.parameters)
+        coded = self._node("QuantizeLinear", [value, scale, zero], {}, f"{value.name}_quantized")
+        coded.dtype, coded.shape = _TYPES[point.parameters.dtype], value.shape
+        back = self._node("DequantizeLinear", [coded, scale, zero], {}, f"{value.name}_dequantized")
+        back.dtype, back.shape = ir.DataType.FLOAT, value.shape
+        new = [node for node in (coded.producer(), back.producer()) if node is not None]
+        producer = value.producer()
+        if producer is None:
+            self._graph.insert_before(self._graph[0], new)
+        else:
+            self._graph.insert_after(producer, new)
+        for node, index in readers:
+            node.replace_input_with(index, back)
+        if point.all and value.is_graph_output():
+            self._hand_over_output(value, back)
+
+    def _hand_over_output(self, value: ir.Value, back: ir.Value) -> None:
+        """Make ``back`` the graph output that ``value`` was, under its name."""
+        name = value.name
+        value.name = unique_value_name(self._graph, f"{name}_float")
+        back.name = name
+        for index, output in enumerate(self._graph.outputs):
+            if output is value:
+                self._graph.outputs[index] = back
+
+    def _parameters(self, value: ir.Value, given: Parameters) -> tuple[ir.Value, ir.Value]:
+        dtype = _TYPES[given.dtype]
+        scale = np.asarray(given.scale, dtype=np.float32)
+        zero = np.asarray(given.zero, dtype=dtype.numpy())
+        return (
+            self._add(f"{value.name}_quantized_scale", scale, ir.DataType.FLOAT),
+            self._add(f"{value.name}_quantized_zero", zero, dtype),
+        )
+
+
+def _comes_dequantized(value: ir.Value, target: Target) -> bool:
+    """Whether a value is dequantized just before, or before operators that only move it."""
+    producer = value.producer()
+    while producer is not None and producer.op_type in target.pass_through:
+        source = producer.inputs[0]
+        producer = None if source is None else source.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _take_factor(node: ir.Node, name: str) -> float:
+    """The factor attribute of a Gemm (1 when absent), which is removed from the node."""
+    attribute = node.attributes.pop(name, None)
+    return 1.0 if attribute is None else float(attribute.as_float())
+
+
+def _fits_rank(site: Site, rank: int) -> bool:
+    """Whether a bias of this rank may be flattened without changing the rank of the sum."""
+    if rank <= 1:
+        return True
+    shape = site.input.shape if site.input is not None else None
+    return shape is not None and rank <= len(shape)
+
+
+def _set_input(node: ir.Node, index: int, value: ir.Value) -> None:
+    if len(node.inputs) <= index:
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, value)
