@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from onnxq.calibration.audio import AudioSpec
 from onnxq.calibration.checks import check_sample, check_samples, input_specs
 from onnxq.calibration.collect import Ranges, collect_ranges
+from onnxq.calibration.images import ImageSpec
 from onnxq.calibration.observers import Observer, ObserverSpec
 from onnxq.calibration.ranges import (
     ChannelRange,
@@ -18,9 +20,12 @@ from onnxq.calibration.ranges import (
     stamp_ranges,
 )
 from onnxq.calibration.samples import Sample, Samples
+from onnxq.calibration.sources import open_samples
 
 __all__ = [
+    "AudioSpec",
     "ChannelRange",
+    "ImageSpec",
     "Observer",
     "ObserverSpec",
     "Range",
@@ -35,6 +40,7 @@ __all__ = [
     "drop_ranges",
     "input_specs",
     "invalidate_ranges",
+    "open_samples",
     "range_of",
     "ranges_of",
     "set_range",
