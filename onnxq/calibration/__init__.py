@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxq.calibration.audio import AudioSpec
-from onnxq.calibration.checks import check_sample, check_samples, input_specs
+from onnxq.calibration.checks import check_sample, checked_samples, input_specs
 from onnxq.calibration.collect import Ranges, collect_ranges
 from onnxq.calibration.images import ImageSpec
 from onnxq.calibration.observers import Observer, ObserverSpec
@@ -20,7 +20,7 @@ from onnxq.calibration.ranges import (
     stamp_ranges,
 )
 from onnxq.calibration.samples import Sample, Samples
-from onnxq.calibration.sources import open_samples
+from onnxq.calibration.sources import open_data
 
 __all__ = [
     "AudioSpec",
@@ -35,12 +35,12 @@ __all__ = [
     "channel_range_of",
     "check_ranges",
     "check_sample",
-    "check_samples",
+    "checked_samples",
     "collect_ranges",
     "drop_ranges",
     "input_specs",
     "invalidate_ranges",
-    "open_samples",
+    "open_data",
     "range_of",
     "ranges_of",
     "set_range",

@@ -13,7 +13,7 @@ from onnxq.calibration.samples import Samples
 from onnxq.errors import CalibrationError
 from onnxq.runtime import TensorSpec
 
-__all__ = ["check_sample", "check_samples", "input_specs"]
+__all__ = ["check_sample", "checked_samples", "input_specs"]
 
 
 def input_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
@@ -27,7 +27,7 @@ def _spec(value: ir.Value) -> TensorSpec:
     return TensorSpec(value.name or "", dtype, dims)
 
 
-def check_samples(samples: Iterable[Any], model: ir.Model | Sequence[TensorSpec]) -> Samples:
+def checked_samples(samples: Iterable[Any], model: ir.Model | Sequence[TensorSpec]) -> Samples:
     """Samples that are checked as they are read for the first time, and fit the model after.
 
     Integers are widened to the integer type the model takes; nothing else is converted. A bare

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.calibration.checks import check_samples
+from onnxq.calibration.checks import checked_samples
 from onnxq.calibration.observable import observable_values
 from onnxq.calibration.observed_model import returning, returning_shapes
 from onnxq.calibration.observers import Method, Observer, ObserverSpec
@@ -87,7 +87,7 @@ def collect_ranges(
     names = found.names if values is None else _known(values, found.names, found.reasons, model)
     run = _Run(
         model=model,
-        samples=check_samples(samples, model),
+        samples=checked_samples(samples, model),
         budget=budget,
         threads=threads,
         report=progress or _silent,

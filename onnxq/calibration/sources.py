@@ -11,19 +11,19 @@ import onnx_ir as ir
 
 from onnxq.calibration.arrays import array_file, npz_folder
 from onnxq.calibration.audio import AUDIO_SUFFIXES, AudioSpec, audio_folder, audio_spec
-from onnxq.calibration.checks import check_samples, input_specs
+from onnxq.calibration.checks import checked_samples, input_specs
 from onnxq.calibration.images import IMAGE_SUFFIXES, ImageSpec, image_folder, image_spec
 from onnxq.calibration.samples import Samples
 from onnxq.calibration.text import text_samples
 from onnxq.errors import CalibrationError
 from onnxq.runtime import TensorSpec
 
-__all__ = ["open_samples"]
+__all__ = ["open_data"]
 
 _SPEC_FILES = ("preprocess.toml", "preprocess.json", "preprocessor_config.json")
 
 
-def open_samples(
+def open_data(
     source: str | Path | Iterable[Any],
     model: ir.Model | Sequence[TensorSpec],
     *,
@@ -58,7 +58,7 @@ def open_samples(
         samples = samples if limit is None else samples.take(limit)
     else:
         samples = Samples.of(source, limit=limit)
-    return check_samples(check_samples(samples, specs).batched(batch), specs)
+    return checked_samples(checked_samples(samples, specs).batched(batch), specs)
 
 
 def _open(
