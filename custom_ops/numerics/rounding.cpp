@@ -70,10 +70,15 @@ class Panel {
     const int there = static_cast<int>(std::clamp<int64_t>(weight_.columns - column, 0, wanted));
     const float* source = weight_.data + row_ * weight_.row_stride + column * weight_.column_stride;
     if (weight_.row_stride == 1) {
+      // Rows lie a page or more apart, where no hardware prefetcher follows: ask for the columns
+      // that come next while these are worked on.
+      const int next =
+          static_cast<int>(std::clamp<int64_t>(weight_.columns - column - wanted, 0, there));
       for (int index = 0; index < there; ++index) {
         float* row = tile + index * kLanes;
-        const size_t bytes = sizeof(float) * static_cast<size_t>(lanes_);
-        std::memcpy(row, source + index * weight_.column_stride, bytes);
+        const float* in = source + index * weight_.column_stride;
+        if (index < next) prefetch(in + wanted * weight_.column_stride);
+        std::memcpy(row, in, sizeof(float) * static_cast<size_t>(lanes_));
         if (lanes_ < kLanes) std::fill(row + lanes_, row + kLanes, 0.0f);
       }
     } else {
@@ -81,6 +86,11 @@ class Panel {
     }
     std::fill(tile + there * kLanes, tile + wanted * kLanes, 0.0f);
     return tile;
+  }
+
+  void prefetch(const float* row) const {
+    constexpr int kLine = 16;
+    for (int lane = 0; lane < lanes_; lane += kLine) __builtin_prefetch(row + lane, 0, 2);
   }
 
   bool find_range() {

@@ -89,7 +89,7 @@ class Histogram:
     def edges(self) -> npt.NDArray[np.float64]:
         """The ``bins + 1`` edges of the bins."""
         half = len(self.counts) // 2
-        return np.arange(-half, half + 1) * self.width
+        return np.arange(-half, half + 1, dtype=np.float64) * np.float64(self.width)
 
     def add(self, values: npt.NDArray[Any], *, threads: int | None = None) -> None:
         """Count the values of an array of any shape, float32 or float16 (others are converted).

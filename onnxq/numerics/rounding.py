@@ -62,7 +62,9 @@ _FLOAT_TINY = np.float32(2.0**-126)
 
 def default_threads() -> int:
     """The number of CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,12 +92,12 @@ class Rounding:
         """The smallest code."""
         if not self.symmetric:
             return 0
-        return -127 if self.bits == 8 else -(2 ** (self.bits - 1))
+        return -127 if self.bits == 8 else -(1 << (self.bits - 1))
 
     @property
     def highest(self) -> int:
         """The largest code."""
-        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+        return (1 << (self.bits - 1 if self.symmetric else self.bits)) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +226,8 @@ def _steps(w: Floats, scale: Floats, zero: Floats, how: Rounding) -> Floats:
     ratio = w / scale[..., None]
     low = np.float32(how.lowest) - zero[..., None]
     high = np.float32(how.highest) - zero[..., None]
-    return np.rint(np.clip(ratio, low, high))
+    steps: Floats = np.rint(np.clip(ratio, low, high))
+    return steps
 
 
 def _search(w: Floats, base: Floats, zero: Floats, how: Rounding) -> Floats:

@@ -1,0 +1,143 @@
+// Runs every kernel over odd shapes on exactly sized buffers, for the sanitizers, and checks that
+// instruction sets, threads and layouts give the same bytes. The values themselves are judged
+// against NumPy by tests/numerics.
+
+#include <cstdio>
+#include <cstdlib>
+#include <initializer_list>
+#include <random>
+#include <vector>
+
+#include "../clipping.h"
+#include "../entropy.h"
+#include "../histogram.h"
+#include "../rounding.h"
+
+namespace {
+
+int failures = 0;
+
+void expect(bool holds, const char* what, int64_t rows, int64_t columns, int64_t group, int bits) {
+  if (holds) return;
+  ++failures;
+  std::fprintf(stderr, "%s differs: %lld x %lld, group %lld, %d bits\n", what,
+               static_cast<long long>(rows), static_cast<long long>(columns),
+               static_cast<long long>(group), bits);
+}
+
+std::vector<float> values(int64_t count, unsigned seed) {
+  std::mt19937 engine(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> drawn(static_cast<size_t>(count));
+  for (size_t index = 0; index < drawn.size(); ++index) {
+    drawn[index] = index % 5 == 3 ? 0.0f : normal(engine) * (index % 11 == 7 ? 1e-40f : 1.0f);
+  }
+  return drawn;
+}
+
+struct Output {
+  std::vector<uint8_t> codes, zeros;
+  std::vector<float> scales;
+  onnxq::RoundingStatus status = onnxq::RoundingStatus::kOk;
+  bool operator==(const Output& other) const {
+    return codes == other.codes && zeros == other.zeros && scales == other.scales &&
+           status == other.status;
+  }
+};
+
+Output round(const onnxq::Weight& weight, const onnxq::Rounding& how, bool packed, int threads,
+             const onnxq::TileKernels& kernels) {
+  const int64_t groups = (weight.columns + how.group - 1) / how.group;
+  const int64_t row_codes = packed ? groups * (how.group * how.levels.bits / 8) : weight.columns;
+  const int64_t row_zeros = packed ? (groups * how.levels.bits + 7) / 8 : groups;
+  Output out;
+  out.codes.resize(static_cast<size_t>(weight.rows * row_codes));
+  out.scales.resize(static_cast<size_t>(weight.rows * groups));
+  if (!how.levels.symmetric) out.zeros.resize(static_cast<size_t>(weight.rows * row_zeros));
+  out.status = onnxq::round_groups(weight, how,
+                                   {out.codes.data(), out.scales.data(), out.zeros.data(), packed},
+                                   threads, kernels);
+  return out;
+}
+
+void test_rounding(int64_t rows, int64_t columns, int64_t group, int bits) {
+  const float shrink[] = {1.0f, 0.75f, 0.5f};
+  const std::vector<float> straight = values(rows * columns, static_cast<unsigned>(rows + columns));
+  std::vector<float> turned(straight.size());
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t column = 0; column < columns; ++column) {
+      turned[static_cast<size_t>(column * rows + row)] =
+          straight[static_cast<size_t>(row * columns + column)];
+    }
+  }
+  const onnxq::Weight layouts[] = {{straight.data(), rows, columns, columns, 1},
+                                   {turned.data(), rows, columns, 1, rows}};
+  const bool can_pack = (bits == 2 || bits == 4 || bits == 8) && group % 8 == 0;
+  for (int variant = 0; variant < 16; ++variant) {
+    const bool symmetric = variant & 1, half = variant & 2, packed = variant & 4;
+    const onnxq::Levels levels = {bits, symmetric, symmetric && half, half};
+    const onnxq::Rounding how = {levels, group, shrink, variant & 8 ? 3 : 1};
+    if (packed && !can_pack) continue;
+    const Output wanted = round(layouts[0], how, packed, 1, *onnxq::tile_kernels_generic());
+    for (const onnxq::TileKernels* kernels :
+         {onnxq::tile_kernels_generic(), onnxq::tile_kernels_avx2(),
+          onnxq::tile_kernels_avx512()}) {
+      if (!kernels) continue;
+      for (const onnxq::Weight& layout : layouts) {
+        expect(round(layout, how, packed, 3, *kernels) == wanted, kernels->name, rows, columns,
+               group, bits);
+      }
+    }
+  }
+}
+
+void test_histogram(int64_t count) {
+  const std::vector<float> drawn = values(count, 7);
+  float low[2], high[2];
+  std::vector<int64_t> bins[2];
+  int64_t zeros[2] = {0, 0};
+  for (int run = 0; run < 2; ++run) {
+    const int threads = run ? 4 : 1;
+    onnxq::find_range(drawn.data(), count, threads, &low[run], &high[run]);
+    bins[run].assign(64, 0);
+    onnxq::add_to_bins(drawn.data(), count, 4.0f, 32, threads, bins[run].data(), &zeros[run]);
+  }
+  expect(low[0] == low[1] && high[0] == high[1], "range", 1, count, 0, 0);
+  expect(bins[0] == bins[1] && zeros[0] == zeros[1], "histogram", 1, count, 0, 0);
+}
+
+void test_searches(int64_t half, int levels) {
+  std::vector<int64_t> bins(static_cast<size_t>(2 * half));
+  std::mt19937 engine(3);
+  for (int64_t& bin : bins) bin = static_cast<int64_t>(engine() % 50);
+  std::vector<double> divergence[2];
+  for (int run = 0; run < 2; ++run) {
+    divergence[run].resize(static_cast<size_t>(half));
+    onnxq::entropy_sweep(bins.data(), half, half / 2, 2 * half, levels, run ? 3 : 1,
+                         divergence[run].data());
+  }
+  expect(divergence[0] == divergence[1], "entropy", 1, 2 * half, 0, levels);
+  std::vector<double> centres(bins.size()), counts(bins.begin(), bins.end());
+  for (size_t index = 0; index < bins.size(); ++index) centres[index] = 0.1 * (index + 1.0);
+  const std::vector<double> scales = {0.1, 0.5, 3.0}, zeros = {0.0, 1.0, 2.0};
+  std::vector<double> costs(3);
+  onnxq::rounding_costs(centres.data(), counts.data(), static_cast<int64_t>(bins.size()),
+                        scales.data(), zeros.data(), 3, 0, 15, costs.data());
+  expect(costs[0] >= 0 && costs[1] >= 0 && costs[2] >= 0, "costs", 1, 2 * half, 0, 4);
+}
+
+}  // namespace
+
+int main() {
+  const int64_t shapes[][3] = {{1, 1, 1},     {1, 17, 16},  {3, 40, 24},     {63, 33, 32},
+                               {64, 64, 64},  {65, 31, 8},  {130, 129, 128}, {7, 1100, 1024},
+                               {2, 1030, 16}, {129, 5, 32}, {66, 513, 600}};
+  for (const auto& shape : shapes) {
+    for (int bits : {1, 2, 4, 5, 8}) test_rounding(shape[0], shape[1], shape[2], bits);
+  }
+  for (int64_t count : {1, 2, 15, 16, 17, 4095, 4097, 1200003}) test_histogram(count);
+  for (int64_t half : {1, 2, 7, 64, 301}) {
+    for (int levels : {1, 2, 13, 255}) test_searches(half, levels);
+  }
+  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

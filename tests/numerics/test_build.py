@@ -1,0 +1,56 @@
+"""The native build: sanitizer runs of the kernels, and what happens without a compiler."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "custom_ops"
+
+needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="no C++ compiler"
+)
+
+
+def configure(build, *options, **environment):
+    command = ["cmake", "-S", str(SOURCE), "-B", str(build), *options]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+
+
+@needs_cmake
+@needs_compiler
+@pytest.mark.parametrize("sanitizers", ("address,undefined", "thread"))
+def test_kernels_run_clean_under_sanitizers(sanitizers, tmp_path):
+    done = configure(tmp_path, f"-DONNXQ_SANITIZE={sanitizers}")
+    assert done.returncode == 0, done.stderr
+    built = subprocess.run(
+        ["cmake", "--build", str(tmp_path), "-j", "2"], capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    ran = subprocess.run(
+        [str(tmp_path / "onnxq_kernels_test")], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+
+
+@needs_cmake
+def test_without_a_compiler_the_build_says_what_to_install(tmp_path):
+    # A PATH with cmake's build tools and no compiler.
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("cmake", "make", "ninja"):
+        found = shutil.which(name)
+        if found:
+            (tools / name).symlink_to(Path(found).resolve())
+    for variables in ({}, {"CXX": "/nowhere/c++"}):
+        done = configure(tmp_path / f"build{len(variables)}", PATH=str(tools), **variables)
+        assert done.returncode != 0
+        said = " ".join(done.stderr.split())
+        assert "onnxq needs a C++17 compiler to build its native kernels" in said
+        assert "apt-get install g++" in said
+        assert said.count("CMake Error") == 1
