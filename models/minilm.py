@@ -20,7 +20,8 @@ from onnxq.runtime import Session, open_session
 
 __all__ = ["MiniLm", "mean_pool"]
 
-_LONGEST = 128
+_LONGEST = 256
+_BATCH = 32
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -97,12 +98,20 @@ def _feeds(models: Models, texts: list[str]) -> dict[str, list[Feeds]]:
 
 
 def _vectors(session: Session, texts: list[str]) -> np.ndarray:
-    rows = []
-    for text in texts:
-        feeds = _encode(session, text)
-        (hidden,) = session.run(feeds, [session.outputs[0].name]).values()
-        rows.append(mean_pool(hidden, feeds["attention_mask"]))
-    return np.concatenate(rows)
+    """Vectors of texts, [texts, size]; texts of one length run together, so nothing is padded."""
+    feeds = [_encode(session, text) for text in texts]
+    lengths = [one["attention_mask"].shape[1] for one in feeds]
+    rows: dict[int, np.ndarray] = {}
+    order = sorted(range(len(texts)), key=lengths.__getitem__)
+    for _, same in itertools.groupby(order, key=lengths.__getitem__):
+        group = list(same)
+        for batch in (group[start : start + _BATCH] for start in range(0, len(group), _BATCH)):
+            stacked = {
+                name: np.concatenate([feeds[number][name] for number in batch]) for name in feeds[0]
+            }
+            (hidden,) = session.run(stacked, [session.outputs[0].name]).values()
+            rows.update(zip(batch, mean_pool(hidden, stacked["attention_mask"]), strict=True))
+    return np.stack([rows[number] for number in range(len(texts))])
 
 
 def _encode(session: Session, text: str) -> Feeds:
