@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import ArtifactError, OnnxqError
-from onnxq.evaluate import compare
+from onnxq.evaluate import compare_models
 from onnxq.export.exported import fresh_folder, refuse_occupied
 from onnxq.export.genai import copy_companions
 from onnxq.graph import check_graph, load, save
@@ -133,7 +133,7 @@ def _verify(
         check_graph(written)
         if not held_back:
             return {"graph": "ok", "outputs": "not compared: no inputs were given"}
-        comparison = compare(original, path, held_back)
+        comparison = compare_models(original, path, held_back)
     except OnnxqError as error:
         raise ArtifactError(
             f"The written model failed its verification and was not put in place: {error}"
