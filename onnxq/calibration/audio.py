@@ -101,7 +101,7 @@ def _target(spec: AudioSpec, inputs: Sequence[TensorSpec]) -> TensorSpec:
             ", ".join(repr(item.name) for item in floats) or "none: the model has no float input"
         )
         raise CalibrationError(
-            "The audio spec does not tell which input of the model takes the waveform: set input to "
+            "The audio spec does not tell which input takes the waveform: set input to "
             f"one of {names}."
         )
     return chosen[0]
