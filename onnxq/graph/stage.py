@@ -86,8 +86,8 @@ def require_stage(model: ir.Model, at_least: Stage, who: str) -> None:
 def check_stage(model: ir.Model) -> None:
     """Verify that the model is what its stage says; reads no weight data.
 
-    At every stage the graph is well formed. From PREPARED to CALIBRATED no large weight sits in a
-    Constant node. At CALIBRATED there are activation ranges, all finite and none stale. From
+    At every stage the graph is well formed. From PREPARED on, node names are unique; until
+    CALIBRATED, no large weight sits in a Constant node. At CALIBRATED there are activation ranges, all finite and none stale. From
     QUANTIZED on, each QuantizeLinear and DequantizeLinear has types and attributes that the
     model's opset knows.
 
@@ -95,7 +95,7 @@ def check_stage(model: ir.Model) -> None:
         UnsupportedGraph: what is not legal, naming stage, node and tensor.
     """
     stage = stage_of(model)
-    problems = graph_problems(model)
+    problems = graph_problems(model, node_names=stage >= Stage.PREPARED)
     if Stage.PREPARED <= stage <= Stage.CALIBRATED:
         problems += _large_constants(model)
     if stage == Stage.CALIBRATED:

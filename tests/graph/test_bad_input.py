@@ -168,7 +168,7 @@ def test_a_link_out_of_the_folder_is_explained_and_one_inside_is_followed(tmp_pa
     data = tmp_path / "snapshot" / "w.bin"
     shutil.move(data, tmp_path / "blob")
     data.symlink_to(tmp_path / "blob")
-    with pytest.raises(ModelLoadError, match="Hugging Face cache.*cp -rL"):
+    with pytest.raises(ModelLoadError, match=r"Hugging Face cache.*cp -rL"):
         load(path)
     data.unlink()
     shutil.move(tmp_path / "blob", tmp_path / "snapshot" / "blob")
@@ -185,7 +185,7 @@ def test_a_hard_linked_data_file_is_taken(tmp_path: Path) -> None:
 
 def test_bytes_cannot_have_external_data(tmp_path: Path) -> None:
     path = matmul_with_external(tmp_path)
-    with pytest.raises(ModelLoadError, match="Pass the path of the .onnx file"):
+    with pytest.raises(ModelLoadError, match=r"Pass the path of the \.onnx file"):
         load(path.read_bytes())
 
 
@@ -260,7 +260,7 @@ def test_names_given_twice() -> None:
         load(weights)
     over_input = proto_of(RELU)
     over_input.graph.node[0].output[0] = "x"
-    with pytest.raises(ModelLoadError, match="'x'.* is given twice, by a graph input"):
+    with pytest.raises(ModelLoadError, match=r"'x'.* is given twice, by a graph input"):
         load(over_input)
 
 

@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_the_old_model(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, call, full)
-    with pytest.raises(ModelSaveError, match="No space left.*untouched.*32768 bytes.*make space"):
+    with pytest.raises(ModelSaveError, match=r"No space left.*untouched.*32768 bytes.*make space"):
         save(generation(2), tmp_path, external=True)
     monkeypatch.undo()
     assert number_in(tmp_path) == 1
