@@ -1,7 +1,7 @@
 // The inner loops of rounding, on tiles of `kLanes` rows of a weight side by side.
 //
 // A tile is stored [column][lane], so that every loop runs over lanes with no dependence between
-// them. One instruction set per file (tile_*.cpp) compiles the same source (tile_kernels.inc);
+// them. One instruction set per file (tile_*.cpp) compiles the same source (tile_kernels.h);
 // `tile_kernels()` picks the best the CPU has. All of them do the same IEEE operations in the same
 // order: the results are equal bit for bit.
 #pragma once

@@ -3,7 +3,7 @@
 
 #ifdef __AVX2__
 #define ONNXQ_ISA "avx2"
-#include "tile_kernels.inc"
+#include "tile_kernels.h"
 
 const onnxq::TileKernels* onnxq::tile_kernels_avx2() {
   return __builtin_cpu_supports("avx2") ? &kKernels : nullptr;

@@ -4,7 +4,7 @@
 
 #ifdef __AVX512BW__
 #define ONNXQ_ISA "avx512"
-#include "tile_kernels.inc"
+#include "tile_kernels.h"
 
 const onnxq::TileKernels* onnxq::tile_kernels_avx512() {
   const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -1,6 +1,6 @@
 // The baseline of the architecture, and the choice among the others.
 #define ONNXQ_ISA "generic"
-#include "tile_kernels.inc"
+#include "tile_kernels.h"
 
 namespace onnxq {
 

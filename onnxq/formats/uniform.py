@@ -17,6 +17,7 @@ from onnxq.errors import FormatError
 from onnxq.formats.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor
 from onnxq.formats.packing import pack_codes, packed_size, unpack_codes
 from onnxq.numerics.rounding import MINMAX, Rounded, Rounding, round_groups
+from onnxq.numerics.whole import round_whole
 
 __all__ = ["Arrays", "IntFormat"]
 
@@ -110,8 +111,7 @@ class IntFormat:
         check_weight(weight)
         rows, columns = weight.shape
         if isinstance(self.granularity, PerTensor):
-            flat = np.ascontiguousarray(weight, np.float32).reshape(1, -1)
-            rounded = round_groups(flat, self.rounding(flat.size, shrink), threads=threads)
+            rounded = round_whole(weight, self.rounding(columns, shrink), threads=threads)
         elif isinstance(self.granularity, PerBlock):
             rounded = self._encode_blocks(weight, self.granularity, shrink, threads)
         else:

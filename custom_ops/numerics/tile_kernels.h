@@ -1,5 +1,6 @@
-// Source of every tile_*.cpp. No standard library templates here: a template compiled for AVX-512
-// could be the copy that the linker keeps for everyone.
+// Source of every tile_*.cpp, which each give it ONNXQ_ISA and are its only readers. No standard
+// library templates here: a template compiled for AVX-512 could be the copy that the linker keeps
+// for everyone.
 
 #include <cstring>
 
