@@ -87,9 +87,9 @@ def check_stage(model: ir.Model) -> None:
     """Verify that the model is what its stage says; reads no weight data.
 
     At every stage the graph is well formed. From PREPARED on, node names are unique; until
-    CALIBRATED, no large weight sits in a Constant node. At CALIBRATED there are activation ranges, all finite and none stale. From
-    QUANTIZED on, each QuantizeLinear and DequantizeLinear has types and attributes that the
-    model's opset knows.
+    CALIBRATED, no large weight sits in a Constant node. At CALIBRATED there are activation
+    ranges, all finite and none stale. From QUANTIZED on, each QuantizeLinear and
+    DequantizeLinear has types and attributes that the model's opset knows.
 
     Raises:
         UnsupportedGraph: what is not legal, naming stage, node and tensor.

@@ -14,11 +14,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.weights import add_weight
+from onnxq.graph.weights import add_weight, is_weight, read_weight
 
 __all__ = ["RULES", "Rule"]
 
 Owner: TypeAlias = ir.Graph | ir.Function
+_NO_KERNEL_AT_22 = (
+    *("Bernoulli", "GlobalLpPool", "MaxRoiPool", "Multinomial", "RandomNormal"),
+    *("RandomNormalLike", "RandomUniform", "RandomUniformLike", "RoiAlign"),
+)
+"""Found by opening a session per operator and opset, ONNX Runtime 1.31.1, CPU."""
 _REDUCTIONS = ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare"]
 
 
@@ -64,14 +69,9 @@ def _integers_to_input(name: str, index: int) -> Callable[[ir.Node, Owner], None
     return apply
 
 
-def _several(
-    *steps: Callable[[ir.Node, Owner], None],
-) -> Callable[[ir.Node, Owner], None]:
-    def apply(node: ir.Node, graph: Owner) -> None:
-        for step in steps:
-            step(node, graph)
-
-    return apply
+def _slice_10(node: ir.Node, graph: Owner) -> None:
+    for index, name in enumerate(("starts", "ends", "axes"), start=1):
+        _integers_to_input(name, index)(node, graph)
 
 
 def _drop(*names: str) -> Callable[[ir.Node, Owner], None]:
@@ -147,13 +147,33 @@ def _rename(op_type: str) -> Callable[[ir.Node, Owner], None]:
 
 
 def _resize_11(node: ir.Node, graph: Owner) -> None:
-    """Resize-10 computed out = in[floor(x / scale)], i.e. asymmetric coordinates."""
+    """Resize-10 has asymmetric coordinates; nearest means floor enlarging and ceil shrinking.
+
+    The specification leaves the rounding open; this is what ONNX Runtime computes.
+    """
     scales = node.inputs[1]
+    if _text(node, "mode", "nearest") == "nearest":
+        rounding = "ceil" if _shrinks(scales) == {True} else "floor"
+        node.attributes.add(ir.AttrString("nearest_mode", rounding))
+    node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
     _set_input(node, 1, _constant(graph, node, "roi", np.zeros(0, dtype=np.float32)))
     _set_input(node, 2, scales)
-    node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
-    if _text(node, "mode", "nearest") == "nearest":
-        node.attributes.add(ir.AttrString("nearest_mode", "floor"))
+
+
+def _shrinks(scales: ir.Value | None) -> set[bool]:
+    """Whether axes that change size become smaller; empty when the scales are computed.
+
+    Computed scales are taken to enlarge, as in every detector that computes them.
+    """
+    if scales is None or not is_weight(scales):
+        return set()
+    return {bool(scale < 1) for scale in read_weight(scales).reshape(-1) if scale != 1}
+
+
+def _mixed_scales(node: ir.Node) -> str | None:
+    if _text(node, "mode", "nearest") == "nearest" and len(_shrinks(node.inputs[1])) > 1:
+        return "it enlarges one axis and shrinks another, which rounded differently before 11"
+    return None
 
 
 def _softmax_13(node: ir.Node, graph: Owner) -> None:
@@ -253,23 +273,20 @@ RULES: dict[tuple[str, int], Rule] = {
     ("LogSoftmax", 13): Rule(_softmax_13, _references("axis")),
     ("Softmax", 13): Rule(_softmax_13, _references("axis")),
     ("Pad", 11): Rule(_pad_11, _references("pads", "value")),
-    ("Resize", 11): Rule(_resize_11),
+    ("Resize", 11): Rule(_resize_11, _mixed_scales),
     ("RoiAlign", 16): Rule(_roi_align_16),
     ("Scan", 9): _refuse("its batch axis was removed at opset 9"),
     ("Scatter", 11): Rule(_rename("ScatterElements"), becomes=True),
-    ("Slice", 10): Rule(
-        _several(
-            _integers_to_input("starts", 1),
-            _integers_to_input("ends", 2),
-            _integers_to_input("axes", 3),
-        ),
-        _references("starts", "ends", "axes"),
-    ),
+    ("Slice", 10): Rule(_slice_10, _references("starts", "ends", "axes")),
     ("Split", 13): Rule(_integers_to_input("split", 1), _references("split")),
     ("Split", 18): Rule(_split_18),
     ("TopK", 10): Rule(_integers_to_input("k", 1), _references("k")),
     ("Upsample", 9): Rule(_upsample_9, _references("scales")),
     ("Upsample", 10): Rule(_rename("Resize"), becomes=True),
+    **{
+        (op_type, 22): _refuse("ONNX Runtime has no kernel for it from opset 22 on")
+        for op_type in _NO_KERNEL_AT_22
+    },
     **_axes(["ReduceSum", "Squeeze", "Unsqueeze"], 13),
     **_axes([f"Reduce{kind}" for kind in _REDUCTIONS], 18),
 }

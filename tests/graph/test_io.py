@@ -51,7 +51,8 @@ g (bool c, float[N, 4] x) => (float[N, 4] y) {
     [call] b = local.twice (a)
     [choose] y = If (c) <
         then_branch = t () => (float[N, 4] u) <float[4] tw = {5, 6, 7, 8}> { u = Add (b, tw) },
-        else_branch = e () => (float[N, 4] v) { ew = Constant <value_float = 9.0> () v = Mul (b, ew) }>
+        else_branch = e () => (float[N, 4] v) {
+            ew = Constant <value_float = 9.0> () v = Mul (b, ew) }>
 }
 <domain: "local", opset_import: ["" : 21]> twice (p) => (q) {
     two = Constant <value = float {2}> ()
@@ -240,7 +241,7 @@ def test_more_than_protobuf_holds_is_refused_when_asked_inline(tmp_path: Path) -
         dtype=ir.DataType.FLOAT,
         compute=lambda: pytest.fail("the data were computed for nothing"),
     )
-    with pytest.raises(ModelSaveError, match="cannot exceed 2 GiB. Save with external=True"):
+    with pytest.raises(ModelSaveError, match=r"cannot exceed 2 GiB\. Save with external=True"):
         save(model, tmp_path, external=False)
 
 

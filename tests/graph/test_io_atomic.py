@@ -137,11 +137,11 @@ def test_killed_twice_in_a_row_at_every_pair_of_steps(tmp_path: Path) -> None:
     steps = 0
     while not save_and_die(tmp_path / "count" / "x", 1, True, steps):
         steps += 1
-    for first in range(0, 2 * steps, 4):
+    for first in range(0, 2 * steps, 6):
         folder = tmp_path / str(first)
         save(generation(1), folder, external=True)
         save_and_die(folder, 2, True, first)
-        for second in range(0, 2 * steps, 7):
+        for second in range(0, 2 * steps, 9):
             save_and_die(folder, 3, True, second)
             assert number_in(folder) in (1, 2, 3)
     save(generation(4), folder, external=True)
