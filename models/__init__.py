@@ -1,4 +1,4 @@
-"""Real models and data from pinned packages, their families in torch, and the tasks that judge them.
+"""Real models and data from pinned packages, torch definitions, and the tasks that judge them.
 
 `onnxq.models.zoo` fetches, `onnxq.models.registry` lists the tasks; `onnxq.models.families` holds
 torch definitions and is imported only by the tasks that export them.

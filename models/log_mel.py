@@ -36,7 +36,8 @@ def log_mel(samples: np.ndarray) -> np.ndarray:
     power = np.abs(np.fft.rfft(frames * hann, axis=1)) ** 2
     levels = np.log10(np.maximum(mel_filters() @ power.T, 1e-10))
     levels = (np.maximum(levels, levels.max() - 8.0) + 4.0) / 4.0
-    return levels.astype(np.float32)[None]
+    features: np.ndarray = levels.astype(np.float32)[None]
+    return features
 
 
 def _to_mel(hertz: np.ndarray) -> np.ndarray:

@@ -133,7 +133,8 @@ def smallest_rectangle(points: np.ndarray) -> np.ndarray:
     low_u, high_u = u[:, best].min(), u[:, best].max()
     low_v, high_v = v[:, best].min(), v[:, best].max()
     frame = np.array([[low_u, low_v], [high_u, low_v], [high_u, high_v], [low_u, high_v]])
-    return frame @ np.stack([along[best], across[best]])
+    corners: np.ndarray = frame @ np.stack([along[best], across[best]])
+    return corners
 
 
 def _convex_hull(points: np.ndarray) -> np.ndarray:
@@ -183,7 +184,8 @@ def _grow(corners: np.ndarray, ratio: float) -> np.ndarray:
     distance = width * height * ratio / (2 * (width + height))
     along, down = (corners[1] - corners[0]) / width, (corners[3] - corners[0]) / height
     signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-    return corners + distance * (signs[:, :1] * along + signs[:, 1:] * down)
+    grown: np.ndarray = corners + distance * (signs[:, :1] * along + signs[:, 1:] * down)
+    return grown
 
 
 def _clockwise(corners: np.ndarray) -> np.ndarray:

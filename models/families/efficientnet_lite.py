@@ -4,6 +4,9 @@ The variant that integer hardware was meant for: ReLU6 bounds every activation. 
 stride 2 pad as TensorFlow does (one more on the right and below), as the weights were trained.
 """
 
+# mypy: disallow-subclassing-any=False
+# torch is not followed by the type checker, so that its modules are of type Any there.
+
 from __future__ import annotations
 
 import dataclasses

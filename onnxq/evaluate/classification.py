@@ -11,7 +11,8 @@ __all__ = ["decision_agreement", "top1", "top1_accuracy", "top1_agreement"]
 
 def top1(scores: np.ndarray) -> np.ndarray:
     """Index of the best class along the last axis: int64, the shape without that axis."""
-    return np.argmax(scores, axis=-1)
+    best: np.ndarray = np.argmax(scores, axis=-1)
+    return best
 
 
 def top1_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:

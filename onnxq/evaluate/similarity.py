@@ -22,7 +22,8 @@ def cosine_rows(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     a, b = first.astype(np.float64), second.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     dots: np.ndarray = np.einsum("ij,ij->i", a, b)
-    return np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+    cosines: np.ndarray = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+    return cosines
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float:
