@@ -29,9 +29,9 @@ int64_t length(const Strided<const float, 2>& array, size_t axis) {
 }
 
 int round_weight(const Strided<const float, 2>& weight, uint8_t* codes,
-                 const Array<float, 2>& scales, const Array<uint8_t, 2>& zeros, bool packed,
-                 int64_t group, onnxq::Levels levels, const Array<const float, 1>& shrink,
-                 int threads) {
+                 const Array<float, 2>& scales, const Array<uint8_t, 2>& zeros,
+                 const Array<double, 2>& squares, bool packed, int64_t group, onnxq::Levels levels,
+                 const Array<const float, 1>& shrink, int threads) {
   // The stride of an axis of length 1 is never taken, and NumPy leaves anything in it.
   const int64_t rows = length(weight, 0), columns = length(weight, 1);
   const int64_t column_stride = columns == 1 ? 1 : weight.stride(1);
@@ -48,31 +48,34 @@ int round_weight(const Strided<const float, 2>& weight, uint8_t* codes,
   const size_t zero_columns = packed ? (groups * bits + 7) / 8 : groups;
   require(levels.symmetric || (zeros.shape(0) == weight.shape(0) && zeros.shape(1) == zero_columns),
           "shape of zeros");
+  require(squares.shape(0) == 2 && squares.shape(1) == weight.shape(0), "shape of squares");
   const onnxq::Rounding how = {levels, group, shrink.data(), static_cast<int>(shrink.shape(0))};
-  const onnxq::Rounded out = {codes, scales.data(), zeros.data(), packed};
+  const onnxq::Rounded out = {codes,          scales.data(),         zeros.data(),
+                              squares.data(), squares.data() + rows, packed};
   nb::gil_scoped_release unlocked;
   return static_cast<int>(onnxq::round_groups(source, how, out, threads, onnxq::tile_kernels()));
 }
 
 int round_groups(const Strided<const float, 2>& weight, const Array<uint8_t, 2>& codes,
-                 const Array<float, 2>& scales, const Array<uint8_t, 2>& zeros, int64_t group,
-                 int bits, bool symmetric, bool positive, bool half_scales,
-                 const Array<const float, 1>& shrink, int threads) {
+                 const Array<float, 2>& scales, const Array<uint8_t, 2>& zeros,
+                 const Array<double, 2>& squares, int64_t group, int bits, bool symmetric,
+                 bool positive, bool half_scales, const Array<const float, 1>& shrink,
+                 int threads) {
   require(codes.shape(0) == weight.shape(0) && codes.shape(1) == weight.shape(1), "shape of codes");
-  return round_weight(weight, codes.data(), scales, zeros, false, group,
+  return round_weight(weight, codes.data(), scales, zeros, squares, false, group,
                       {bits, symmetric, positive, half_scales}, shrink, threads);
 }
 
 int pack_groups(const Strided<const float, 2>& weight, const Array<uint8_t, 3>& blobs,
-                const Array<float, 2>& scales, const Array<uint8_t, 2>& zeros, int64_t group,
-                int bits, bool symmetric, bool positive, bool half_scales,
-                const Array<const float, 1>& shrink, int threads) {
+                const Array<float, 2>& scales, const Array<uint8_t, 2>& zeros,
+                const Array<double, 2>& squares, int64_t group, int bits, bool symmetric,
+                bool positive, bool half_scales, const Array<const float, 1>& shrink, int threads) {
   require((bits == 2 || bits == 4 || bits == 8) && group > 0 && group % 8 == 0,
           "bits are not 2, 4 or 8, or the group is not a multiple of 8");
   require(blobs.shape(0) == scales.shape(0) && blobs.shape(1) == scales.shape(1) &&
               blobs.shape(2) == static_cast<size_t>(group * bits / 8),
           "shape of blobs");
-  return round_weight(weight, blobs.data(), scales, zeros, true, group,
+  return round_weight(weight, blobs.data(), scales, zeros, squares, true, group,
                       {bits, symmetric, positive, half_scales}, shrink, threads);
 }
 
@@ -125,7 +128,7 @@ void rounding_costs(const Array<const double, 1>& values, const Array<const doub
 
 NB_MODULE(_native, m) {
   m.doc() = "Native kernels of onnxq.numerics; call them through that package.";
-  m.attr("abi") = 2;
+  m.attr("abi") = 3;
   m.def("instruction_set", [] { return onnxq::tile_kernels().name; });
   m.def("round_groups", &round_groups);
   m.def("pack_groups", &pack_groups);

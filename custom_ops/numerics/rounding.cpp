@@ -15,7 +15,7 @@ constexpr int32_t kInfinity = 0x7f800000;
 
 struct Lanes {
   alignas(64) float low[kLanes], high[kLanes], base[kLanes], zero[kLanes], scale[kLanes];
-  alignas(64) float trial[kLanes], best[kLanes];
+  alignas(64) float trial[kLanes], best[kLanes], noise[kLanes], signal[kLanes];
   alignas(64) int32_t top[kLanes];
 };
 
@@ -41,6 +41,8 @@ class Panel {
     row_ = row;
     lanes_ = static_cast<int>(std::min<int64_t>(kLanes, weight_.rows - row));
     const int64_t groups = group_count();
+    std::fill(out_.noise + row, out_.noise + row + lanes_, 0.0);
+    std::fill(out_.signal + row, out_.signal + row + lanes_, 0.0);
     for (int64_t group = 0; group < groups; ++group) {
       begin_ = group * how_.group;
       // A short group is filled up with zeros, which change neither range nor error.
@@ -151,15 +153,25 @@ class Panel {
     }
   }
 
+  void quantize(int64_t column, int columns, int offset) {
+    Lanes& lanes = scratch_.lanes;
+    std::fill(lanes.noise, lanes.noise + kLanes, 0.0f);
+    std::fill(lanes.signal, lanes.signal + kLanes, 0.0f);
+    kernels_.quantize(load(column), columns, lanes.scale, lanes.zero, how_.levels, offset,
+                      scratch_.codes, lanes.noise, lanes.signal);
+    for (int lane = 0; lane < lanes_; ++lane) {
+      out_.noise[row_ + lane] += lanes.noise[lane];
+      out_.signal[row_ + lane] += lanes.signal[lane];
+    }
+  }
+
   void store_codes(int64_t group, int64_t groups) {
-    const Lanes& lanes = scratch_.lanes;
     const int bits = how_.levels.bits;
     const int offset = out_.packed && how_.levels.symmetric ? 1 << (bits - 1) : 0;
     const int64_t blob = how_.group * bits / 8;
     for (int64_t column = begin_; column < end_; column += kTileColumns) {
       const int columns = chunk(column);
-      kernels_.quantize(load(column), columns, lanes.scale, lanes.zero, how_.levels, offset,
-                        scratch_.codes);
+      quantize(column, columns, offset);
       if (!out_.packed) {
         kernels_.scatter(scratch_.codes, columns, lanes_,
                          out_.codes + row_ * weight_.columns + column, weight_.columns);

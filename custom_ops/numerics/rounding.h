@@ -30,6 +30,8 @@ struct Rounded {
   uint8_t* codes;
   float* scales;   // [rows][groups]
   uint8_t* zeros;  // not touched when symmetric
+  double* noise;   // [rows], squared rounding errors
+  double* signal;  // [rows], squared values
   bool packed;
 };
 

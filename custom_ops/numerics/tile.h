@@ -38,9 +38,10 @@ struct TileKernels {
   // Adds the squared rounding errors of a tile to `error`.
   void (*add_error)(const float* tile, int columns, const float* scale, const float* zero, Levels,
                     float* error);
-  // Codes plus `offset`, as bytes (two's complement when negative).
+  // Codes plus `offset`, as bytes (two's complement when negative); adds the squared rounding
+  // errors to `noise` and the squared values to `signal`.
   void (*quantize)(const float* tile, int columns, const float* scale, const float* zero, Levels,
-                   int offset, uint8_t* codes);
+                   int offset, uint8_t* codes, float* noise, float* signal);
   // Joins 8 / bits columns of codes into one row of bytes, the first in the low bits.
   void (*pack)(const uint8_t* codes, int columns, int bits, uint8_t* packed);
   // out[lane * stride + row] = bytes[row][lane]

@@ -120,7 +120,7 @@ void add_error(const float* tile, int columns, const float* scale, const float* 
 }
 
 void quantize(const float* tile, int columns, const float* scale, const float* zero, Levels levels,
-              int offset, uint8_t* codes) {
+              int offset, uint8_t* codes, float* noise, float* signal) {
   float low[kLanes], high[kLanes];
   uint32_t shift[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -132,7 +132,11 @@ void quantize(const float* tile, int columns, const float* scale, const float* z
     const float* row = tile + static_cast<ptrdiff_t>(column) * kLanes;
     uint8_t* out = codes + static_cast<ptrdiff_t>(column) * kLanes;
     for (int lane = 0; lane < kLanes; ++lane) {
-      const float rounded = clamp(row[lane] / scale[lane], low[lane], high[lane]) + kRounder;
+      const float value = row[lane];
+      const float rounded = clamp(value / scale[lane], low[lane], high[lane]) + kRounder;
+      const float gap = value - (rounded - kRounder) * scale[lane];
+      noise[lane] += gap * gap;
+      signal[lane] += value * value;
       out[lane] = static_cast<uint8_t>(bits_of(rounded) + shift[lane]);
     }
   }

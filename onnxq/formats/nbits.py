@@ -93,6 +93,10 @@ def encode_matmul_nbits(
 ) -> dict[str, npt.NDArray[Any] | None]:
     """``matmul_nbits_layout(fmt.encode(weight), fmt)`` in one pass, codes never unpacked.
 
+    Beside its arrays there is ``squares``, float64 ``[2, N]``: of each row, the sums of squared
+    rounding errors and of squared values, so that the relative error of the weight is
+    ``sqrt(squares[0].sum() / squares[1].sum())``. It is None for a format without groups.
+
     Args:
         weight: ``[N, K]``; pass the ``[K, N]`` weight of a MatMul as ``w.T``, no copy is made.
         fmt: a format that MatMulNBits can hold.
@@ -105,7 +109,13 @@ def encode_matmul_nbits(
     check_weight(weight)
     block = matmul_nbits_block(fmt, weight.shape[1])
     if not isinstance(fmt.granularity, PerGroup):
-        return matmul_nbits_layout(fmt.encode(weight, shrink=shrink, threads=threads), fmt)
+        encoded = fmt.encode(weight, shrink=shrink, threads=threads)
+        return {**matmul_nbits_layout(encoded, fmt), "squares": None}
     how = fmt.rounding(block, shrink)
-    blobs, scales, zeros = pack_groups(weight.astype(np.float32, copy=False), how, threads=threads)
-    return {"B": blobs, "scales": scales.astype(fmt.scale_dtype, copy=False), "zero_points": zeros}
+    packed = pack_groups(weight.astype(np.float32, copy=False), how, threads=threads)
+    return {
+        "B": packed.codes,
+        "scales": packed.scales.astype(fmt.scale_dtype, copy=False),
+        "zero_points": packed.zeros,
+        "squares": packed.squares,
+    }

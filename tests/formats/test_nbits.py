@@ -79,6 +79,11 @@ def test_the_direct_way_gives_the_same_bytes(name, shrink):
                 continue
             assert got[key].dtype == array.dtype and got[key].shape == array.shape
             assert got[key].tobytes() == array.tobytes()
+        if got["squares"] is not None:
+            gap = fmt.decode(fmt.encode(kn.T, shrink=shrink)) - kn.T
+            assert got["squares"][0].sum() == pytest.approx(
+                np.sum(gap.astype(float) ** 2), rel=1e-4
+            )
 
 
 def test_blocks():

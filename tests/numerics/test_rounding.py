@@ -175,10 +175,32 @@ def test_packed_is_unpacked_in_bits(bits, symmetric):
         places = np.arange(8 // bits, dtype=np.uint8) * bits
         wanted = (codes.reshape(rows, groups, -1, 8 // bits) << places).sum(-1).astype(np.uint8)
         for view, threads in itertools.product(layouts(w), (1, 3)):
-            blobs, scales, zeros = pack_groups(view, how, threads=threads)
-            assert np.array_equal(blobs, wanted)
-            assert scales.tobytes() == plain.scales.tobytes()
-            assert (zeros is None) == symmetric
+            packed = pack_groups(view, how, threads=threads)
+            assert np.array_equal(packed.codes, wanted)
+            assert packed.scales.tobytes() == plain.scales.tobytes()
+            assert (packed.zeros is None) == symmetric
+
+
+@pytest.mark.parametrize("bits", (1, 2, 4, 8))
+@pytest.mark.parametrize("symmetric", (True, False))
+def test_squares_are_those_of_the_decoded_weight(bits, symmetric):
+    rng = np.random.default_rng(6)
+    for rows, columns, group in [(1, 5, 16), (70, 100, 32), (9, 1600, 1024)]:
+        how = Rounding(bits=bits, symmetric=symmetric, group=group)
+        w = rng.standard_normal((rows, columns)).astype(np.float32)
+        rounded = round_groups(w, how, threads=1)
+        spread = np.repeat(rounded.scales.astype(np.float64), group, axis=1)[:, :columns]
+        zeros = 0 if symmetric else np.repeat(rounded.zeros.astype(int), group, axis=1)[:, :columns]
+        gap = (rounded.codes - zeros) * spread - w
+        wanted = [np.sum(gap**2, axis=1), np.sum(w.astype(np.float64) ** 2, axis=1)]
+        # float32 sums of up to 512 terms: 512 * 2^-24; gaps of up to 127 steps: 128 * 2^-24 each.
+        assert rounded.squares == pytest.approx(np.array(wanted), rel=1e-4)
+        for view in layouts(w):
+            again = round_groups(view, how, threads=3).squares
+            assert again.tobytes() == rounded.squares.tobytes()
+            if bits > 1:
+                again = pack_groups(view, how, threads=2).squares
+                assert again.tobytes() == rounded.squares.tobytes()
 
 
 @pytest.mark.parametrize("bad", (np.nan, np.inf, -np.inf))

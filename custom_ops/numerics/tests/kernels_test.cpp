@@ -38,10 +38,11 @@ std::vector<float> values(int64_t count, unsigned seed) {
 struct Output {
   std::vector<uint8_t> codes, zeros;
   std::vector<float> scales;
+  std::vector<double> noise, signal;
   onnxq::RoundingStatus status = onnxq::RoundingStatus::kOk;
   bool operator==(const Output& other) const {
     return codes == other.codes && zeros == other.zeros && scales == other.scales &&
-           status == other.status;
+           noise == other.noise && signal == other.signal && status == other.status;
   }
 };
 
@@ -52,10 +53,13 @@ Output round(const onnxq::Weight& weight, const onnxq::Rounding& how, bool packe
   const int64_t row_zeros = packed ? (groups * how.levels.bits + 7) / 8 : groups;
   Output out;
   out.codes.resize(static_cast<size_t>(weight.rows * row_codes));
+  out.noise.resize(static_cast<size_t>(weight.rows));
+  out.signal.resize(static_cast<size_t>(weight.rows));
   out.scales.resize(static_cast<size_t>(weight.rows * groups));
   if (!how.levels.symmetric) out.zeros.resize(static_cast<size_t>(weight.rows * row_zeros));
   out.status = onnxq::round_groups(weight, how,
-                                   {out.codes.data(), out.scales.data(), out.zeros.data(), packed},
+                                   {out.codes.data(), out.scales.data(), out.zeros.data(),
+                                    out.noise.data(), out.signal.data(), packed},
                                    threads, kernels);
   return out;
 }
