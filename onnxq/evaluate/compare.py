@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from onnxq.errors import CalibrationError, UnsupportedGraph
 from onnxq.evaluate.deviation import Deviation, DeviationSums
+from onnxq.evaluate.feeds import feeds_of
 from onnxq.graph import load
 from onnxq.graph.sites import find_sites
 from onnxq.runtime import Session, TensorSpec, open_session
@@ -155,23 +156,13 @@ def _run(
     """Add every sample of the paired values to the sums, by the first name; give their number."""
     count = 0
     for count, sample in enumerate(samples, start=1):
-        ours = first.run(_feeds(first, sample, count - 1), [a for a, _ in pairs])
-        theirs = second.run(_feeds(second, sample, count - 1), [b for _, b in pairs])
+        ours = first.run(feeds_of(first, sample, count - 1), [a for a, _ in pairs])
+        theirs = second.run(feeds_of(second, sample, count - 1), [b for _, b in pairs])
         for a, b in pairs:
             _same_shapes(a, ours[a], theirs[b], count - 1)
             sums[a].add(ours[a], theirs[b])
         report("compare", count, 0)
     return count
-
-
-def _feeds(session: Session, sample: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
-    missing = [spec.name for spec in session.inputs if spec.name not in sample]
-    if missing:
-        raise CalibrationError(
-            f"Sample {index} has no input {missing[0]!r}, which the model needs; it has "
-            f"{', '.join(map(repr, sample))}."
-        )
-    return {spec.name: sample[spec.name] for spec in session.inputs}
 
 
 def _same_outputs(first: Sequence[TensorSpec], second: Sequence[TensorSpec]) -> None:

@@ -1,0 +1,97 @@
+"""Peak memory of loading and running a model, measured in a fresh process.
+
+The measuring process would otherwise see its own arrays, other models, and what the allocator has
+kept of both. Linux counts the peak of a process from its own start (``VmHWM``); the ``ru_maxrss``
+of other systems also holds what the parent had when it was forked, so there it is an upper bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from onnxq.errors import OnnxqError
+
+__all__ = ["PeakMemory", "peak_memory"]
+
+_STATUS = Path("/proc/self/status")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeakMemory:
+    """Resident memory of a process that ran a model, in bytes.
+
+    Attributes:
+        idle: after importing the runtime, before the model is loaded.
+        loaded: highest until the model was loaded.
+        peak: highest in all.
+    """
+
+    idle: int
+    loaded: int
+    peak: int
+
+
+def peak_memory(
+    path: str | Path, samples: Sequence[Mapping[str, np.ndarray]], *, threads: int | None = None
+) -> PeakMemory:
+    """Load a model file in a fresh process, run every sample once, and report resident memory.
+
+    Weights that the runtime maps from a file count once they are read.
+
+    Args:
+        path: the ``.onnx`` file.
+        samples: inputs by name; none measures loading alone. Strings are not supported.
+        threads: threads inside an operator; None leaves the choice to the runtime.
+
+    Raises:
+        OnnxqError: the process failed; what it wrote last is kept.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        for index, sample in enumerate(samples):
+            np.savez(Path(folder) / f"{index}.npz", **dict(sample))  # type: ignore[arg-type]
+        # -P keeps a checkout in the current folder from shadowing the installed package.
+        command = [sys.executable, "-P", "-m", __name__, str(path), folder, str(threads or 0)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise OnnxqError(f"Measuring the memory of {path} failed: {last}")
+    return PeakMemory(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _highest() -> int:
+    """Highest resident memory of this process so far, in bytes."""
+    if _STATUS.is_file():
+        for line in _STATUS.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _measure(path: str, folder: str, threads: int) -> PeakMemory:
+    """What the fresh process does."""
+    import onnxruntime  # noqa: F401 - its memory belongs to the idle figure
+
+    from onnxq.runtime.session import open_session
+
+    idle = _highest()
+    with open_session(path, threads=threads or None) as session:
+        loaded = _highest()
+        for file in sorted(Path(folder).glob("*.npz")):
+            with np.load(file) as arrays:
+                session.run(dict(arrays))
+        return PeakMemory(idle=idle, loaded=loaded, peak=_highest())
+
+
+if __name__ == "__main__":
+    found = _measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    sys.stdout.write(json.dumps(dataclasses.asdict(found)) + "\n")
