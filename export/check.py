@@ -39,6 +39,10 @@ AMPLIFICATION = 2.0
 ARBITRATION = 4.0
 """How much farther from float64 than the source an export may be that sums in another order."""
 
+JUDGEABLE = 0.01
+"""A source whose float32 is farther than this from its own float64 is not a function, or chaotic:
+nothing can be said about an export of it, so it is refused."""
+
 Outputs = dict[str, np.ndarray]
 """Arrays by the name of the comparison."""
 
@@ -120,7 +124,7 @@ def judge(
         exact: computes the same in float64; called only when the bound is exceeded.
         bound: see `rounding_bound`. A network that amplifies rounding more than that is still
             accepted when the export is as near to float64 as the source's own float32 is, within
-            a factor of `ARBITRATION`.
+            a factor of `ARBITRATION`, and that is not farther than `JUDGEABLE`.
         source: what to call the source in messages.
 
     Raises:
@@ -135,7 +139,7 @@ def judge(
     for name in beyond:
         own = relative_error(theirs[name], truth[name])
         export = relative_error(ours[name], truth[name])
-        if not export <= ARBITRATION * own or not math.isfinite(export):
+        if not export <= ARBITRATION * own or not own <= JUDGEABLE:
             raise ExportError(
                 f"The export does not compute what {source} computes. {name}: relative error "
                 f"{errors[name]:.3g}, where float32 rounding explains {bound:.3g}; measured "

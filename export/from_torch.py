@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.errors import ExportError, OnnxqError
 from onnxq.export.check import Outputs, Verdict, judge, rounding_bound_of_module
 from onnxq.export.exported import Exported, fresh_folder
 from onnxq.export.genai import copy_companions
@@ -114,14 +115,9 @@ def check_module(
                 for name, value in inputs.items()
             }
             trials[f"sizes + {more}"] = resized
-    taken = {spec.name for spec in session.inputs}
-    ours: Outputs = {}
-    for trial, given in trials.items():
-        outputs = session.run({k: v.numpy() for k, v in given.items() if k in taken})
-        ours.update({f"{name} of {trial}": array for name, array in outputs.items()})
     names = [spec.name for spec in session.outputs]
     return judge(
-        ours,
+        _run(session, trials),
         lambda: _evaluate(module, trials, names),
         lambda: _evaluate(
             float_module(module, "float64"),
@@ -131,6 +127,23 @@ def check_module(
         bound=rounding_bound_of_module(module),
         source=f"the torch module {type(module).__name__}",
     )
+
+
+def _run(session: Session, trials: Mapping[str, Mapping[str, Any]]) -> Outputs:
+    taken = {spec.name for spec in session.inputs}
+    outputs: Outputs = {}
+    for trial, given in trials.items():
+        feeds = {name: value.numpy() for name, value in given.items() if name in taken}
+        try:
+            results = session.run(feeds)
+        except OnnxqError as error:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+            raise ExportError(
+                f"The export does not run on inputs of shapes {shapes} ({trial}): {error}. When "
+                "the module fixes the size of an axis, leave that axis out of dynamic_shapes."
+            ) from error
+        outputs.update({f"{name} of {trial}": array for name, array in results.items()})
+    return outputs
 
 
 def _evaluate(

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from onnxq.errors import ExportError
 from onnxq.export.check import Outputs, Verdict, judge, rounding_bound_of_module
 from onnxq.export.exported import Exported, fresh_folder
 from onnxq.export.genai import build_with_genai, copy_companions
-from onnxq.export.hf_folder import load_module
+from onnxq.export.hf_folder import load_module, read_config
 from onnxq.runtime import Session, open_session
 
 __all__ = ["check_speech", "export_speech"]
@@ -40,9 +41,11 @@ def export_speech(
         overwrite: replace a model folder that is there.
 
     Raises:
-        ExportError: the builder failed, or the export does not match.
+        ExportError: encoder and decoder differ in depth, the builder failed, or the export does
+            not match.
         MissingDependency: transformers, torch or onnxruntime-genai is not installed.
     """
+    _require_equal_depth(checkpoint)
     with fresh_folder(out, overwrite=overwrite) as folder:
         build_with_genai(checkpoint, folder, models=("encoder.onnx", "decoder.onnx"))
         copy_companions(checkpoint, folder)
@@ -63,6 +66,18 @@ def export_speech(
         errors=verdict.errors,
         notes=("encoder and decoder by onnxruntime-genai's model builder", *verdict.notes),
     )
+
+
+def _require_equal_depth(checkpoint: Path) -> None:
+    """Refuse what the builder (0.18) writes wrongly: cross-attention by the encoder's layers."""
+    config = read_config(checkpoint)
+    encoder, decoder = config.get("encoder_layers"), config.get("decoder_layers")
+    if encoder != decoder:
+        raise ExportError(
+            f"{str(checkpoint)!r} has {encoder} encoder and {decoder} decoder layers, and "
+            "onnxruntime-genai's model builder writes cross-attention only for equal numbers. "
+            "Wrap encoder and decoder in modules of your own and export them with from_torch."
+        )
 
 
 def check_speech(
