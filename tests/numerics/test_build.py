@@ -22,6 +22,16 @@ def configure(build, *options, **environment):
     )
 
 
+def path_without_compiler(folder):
+    """A folder with cmake and its build tools alone, to be the whole PATH."""
+    folder.mkdir()
+    for name in ("cmake", "make", "ninja"):
+        found = shutil.which(name)
+        if found:
+            (folder / name).symlink_to(Path(found).resolve())
+    return folder
+
+
 @needs_cmake
 @needs_compiler
 @pytest.mark.parametrize("sanitizers", ("address,undefined", "thread"))
@@ -40,13 +50,7 @@ def test_kernels_run_clean_under_sanitizers(sanitizers, tmp_path):
 
 @needs_cmake
 def test_without_a_compiler_the_build_says_what_to_install(tmp_path):
-    # A PATH with cmake's build tools and no compiler.
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name in ("cmake", "make", "ninja"):
-        found = shutil.which(name)
-        if found:
-            (tools / name).symlink_to(Path(found).resolve())
+    tools = path_without_compiler(tmp_path / "bin")
     for variables in ({}, {"CXX": "/nowhere/c++"}):
         done = configure(tmp_path / f"build{len(variables)}", PATH=str(tools), **variables)
         assert done.returncode != 0
@@ -54,3 +58,13 @@ def test_without_a_compiler_the_build_says_what_to_install(tmp_path):
         assert "onnxq needs a C++17 compiler to build its native kernels" in said
         assert "apt-get install g++" in said
         assert said.count("CMake Error") == 1
+
+
+@needs_cmake
+@needs_compiler
+def test_installing_a_compiler_afterwards_is_enough(tmp_path):
+    tools = path_without_compiler(tmp_path / "bin")
+    option = "-DONNXQ_SANITIZE=address"  # needs no Python
+    assert configure(tmp_path / "build", option, PATH=str(tools)).returncode != 0
+    done = configure(tmp_path / "build", option)
+    assert done.returncode == 0, done.stderr

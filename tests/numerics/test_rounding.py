@@ -1,6 +1,8 @@
 """Rounding by groups: the kernel is its NumPy meaning, bit for bit, and the meaning is nearest."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -226,3 +228,31 @@ def test_huge_values_keep_a_finite_scale():
     for symmetric in (True, False):
         got = round_groups(w, Rounding(bits=4, symmetric=symmetric, group=4))
         assert np.isfinite(got.scales).all()
+
+
+def test_a_read_only_file_is_read_where_it_lies(tmp_path):
+    kn = np.random.default_rng(7).standard_normal((96, 70)).astype(np.float32)
+    path = tmp_path / "weight.bin"
+    kn.tofile(path)
+    mapped = np.memmap(path, np.float32, "r", shape=kn.shape)
+    how = Rounding(bits=4, symmetric=False, group=32)
+    wanted = round_groups_reference(kn.T, how)
+    assert np.array_equal(round_groups(mapped.T, how).codes, wanted.codes)
+    assert pack_groups(mapped.T, how).scales.tobytes() == wanted.scales.tobytes()
+
+
+@pytest.mark.slow
+def test_packing_needs_no_memory_beyond_its_output():
+    code = """
+import resource, numpy as np
+from onnxq.numerics.rounding import Rounding, pack_groups
+kn = np.full((8192, 8192), 0.5, np.float32)
+how = Rounding(bits=4, symmetric=True, group=128)
+pack_groups(kn[:, :64].T, how)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+packed = pack_groups(kn.T, how)
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+print(grown - packed.codes.nbytes - packed.scales.nbytes)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 4 << 20  # thread stacks and 200 KiB of tiles each
