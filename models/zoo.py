@@ -166,7 +166,7 @@ def _pip_download(wanted: ZooEntry, folder: Path) -> Path:
     requirement = f"{wanted.package}=={wanted.version}"
     target = folder / "archive"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--dest", str(target), *how, requirement]
+    command += ["--no-deps", "--retries", "2", "--dest", str(target), *how, requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = sorted(target.glob("*")) if target.is_dir() else []
     if done.returncode == 0 and len(found) == 1:
