@@ -42,28 +42,35 @@ def checked_samples(samples: Iterable[Any], model: ir.Model | Sequence[TensorSpe
     """
     specs = input_specs(model) if isinstance(model, ir.Model) else tuple(model)
     source = Samples.of(samples)
-    return Samples(_Checked(source, specs).read, label=source.label)
+    if isinstance(source, CheckedSamples) and source.specs == specs:
+        return source
+    return CheckedSamples(source, specs)
 
 
-class _Checked:
-    """Reads and checks; the search for NaN is done on the first pass only."""
+class CheckedSamples(Samples):
+    """Reads and checks; the search for NaN is done on the first pass only.
 
-    def __init__(self, source: Samples, specs: Sequence[TensorSpec]) -> None:
+    Attributes:
+        specs: the inputs that the samples are checked against.
+    """
+
+    def __init__(self, source: Samples, specs: tuple[TensorSpec, ...]) -> None:
+        """Check ``source`` against ``specs`` as it is read."""
+        super().__init__(self._check, label=source.label)
+        self.specs = specs
         self._source = source
-        self._specs = specs
         self._passed = 0
 
-    def read(self) -> Iterator[dict[str, np.ndarray]]:
-        """A pass over the checked samples."""
+    def _check(self) -> Iterator[dict[str, np.ndarray]]:
         count = 0
         for sample in self._source:
-            label = f"Sample {count} of {self._source.label}"
-            yield check_sample(sample, self._specs, label, finite=count >= self._passed)
+            label = f"Sample {count} of {self.label}"
+            yield check_sample(sample, self.specs, label, finite=count >= self._passed)
             count += 1
             self._passed = max(self._passed, count)
         if not count:
             raise CalibrationError(
-                f"There are no samples in {self._source.label}: calibration needs at least one. "
+                f"There are no samples in {self.label}: calibration needs at least one. "
                 "A generator that was read before is empty the second time; give a list instead."
             )
 

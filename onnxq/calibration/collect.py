@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +22,7 @@ from onnxq.calibration.observed_model import returning, returning_shapes
 from onnxq.calibration.observers import Method, Observer, ObserverSpec
 from onnxq.calibration.ranges import ChannelRange, Range
 from onnxq.errors import CalibrationError
+from onnxq.numerics.rounding import default_threads
 from onnxq.runtime import open_session
 
 __all__ = ["DEFAULT_BUDGET", "Progress", "Ranges", "collect_ranges"]
@@ -85,16 +87,18 @@ def collect_ranges(
     spec = observer if isinstance(observer, ObserverSpec) else ObserverSpec(method=observer)
     found = observable_values(model)
     names = found.names if values is None else _known(values, found.names, found.reasons, model)
-    run = _Run(
-        model=model,
-        samples=checked_samples(samples, model),
-        budget=budget,
-        threads=threads,
-        report=progress or _silent,
-        spec=spec,
-        axes=axes or {},
-    )
-    ranges = run.collect(dict.fromkeys(names))
+    with ThreadPoolExecutor(threads or default_threads()) as pool:
+        run = _Run(
+            model=model,
+            samples=checked_samples(samples, model),
+            budget=budget,
+            threads=threads,
+            report=progress or _silent,
+            spec=spec,
+            axes=axes or {},
+            pool=pool,
+        )
+        ranges = run.collect(dict.fromkeys(names))
     if values is None:
         ranges.reasons = {**found.reasons, **ranges.reasons}
     return ranges
@@ -111,6 +115,7 @@ class _Run:
     report: Progress
     spec: ObserverSpec
     axes: Mapping[str, int]
+    pool: Executor
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)
     measured: int = 0
     """Elements in the inputs of the sample whose sizes were measured."""
@@ -124,8 +129,13 @@ class _Run:
         self._measure(next(iter(self.samples)), pending)
         while pending or not self.total:
             observers = self._observe(self._chunk(pending))
-            for name, observer in observers.items():
-                _settle(name, observer, ranges)
+            for name, outcome in zip(
+                observers, self.pool.map(_outcome, observers.values()), strict=True
+            ):
+                if isinstance(outcome, str):
+                    ranges.reasons[name] = outcome
+                elif outcome is not None:
+                    ranges[name] = outcome
             pending = pending[len(observers) :]
         ranges.samples = self.total
         return ranges
@@ -144,8 +154,7 @@ class _Run:
                         observers = {name: observers[name] for name in chunk}
                         opened.close()
                         run = self._open(chunk, opened)
-                _add(run(sample), observers)
-                _add(sample, observers)
+                _add({**run(sample), **sample}, observers, self.pool)
                 count += 1
                 self.report("calibrating", count, self.total)
         self.total = count
@@ -193,20 +202,23 @@ class _Run:
         return chunk
 
 
-def _add(arrays: Mapping[str, np.ndarray], observers: Mapping[str, Observer]) -> None:
-    for name, array in arrays.items():
-        if name in observers:
-            observers[name].add(array)
+def _add(
+    arrays: Mapping[str, np.ndarray], observers: Mapping[str, Observer], pool: Executor
+) -> None:
+    """Give every observer its array; each is one task, so the result is that of one thread."""
+    seen = [name for name in arrays if name in observers]
+    seen.sort(key=lambda name: arrays[name].size, reverse=True)
+    for _ in pool.map(lambda name: observers[name].add(arrays[name]), seen):
+        pass
 
 
-def _settle(name: str, observer: Observer, ranges: Ranges) -> None:
-    """File what an observer found. One that was never given anything watched an integer."""
+def _outcome(observer: Observer) -> Range | ChannelRange | str | None:
+    """The range, or why there is none; None when it was never fed: it watched an integer."""
     if observer.problem is not None:
-        ranges.reasons[name] = observer.problem
-    elif not observer.is_empty:
-        ranges[name] = observer.result()
-    elif observer.was_fed:
-        ranges.reasons[name] = "it is empty in every sample"
+        return observer.problem
+    if observer.is_empty:
+        return "it is empty in every sample" if observer.was_fed else None
+    return observer.result()
 
 
 def _elements(sample: Sample) -> int:

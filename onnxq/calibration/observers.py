@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -30,6 +31,9 @@ Method = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 Search = Callable[[Histogram], tuple[float, float]]
 
 _HISTOGRAM_METHODS = frozenset({"percentile", "entropy", "mse"})
+
+_PIECE = 1 << 18
+"""Elements that are searched for their range and then counted, while they are in the cache."""
 
 MASK_MAGNITUDE = 1e30
 """Beyond this a value is no activation: attention masks hold -inf or the lowest float (-3.4e38),
@@ -62,11 +66,8 @@ class Observer(abc.ABC):
             array = array.astype(np.float32)
         if self.axis is not None and not self._fits(array):
             return
-        low, high = self._extremes(array)
-        self.problem = _unusable(low, high)
-        if self.problem is None:
-            self._reduce(array, low, high)
-            self.is_empty = False
+        self.problem = self._reduce(array)
+        self.is_empty = False
 
     def result(self) -> Range | ChannelRange:
         """The range of everything that was added.
@@ -101,28 +102,20 @@ class Observer(abc.ABC):
         self._channels = channels
         return True
 
-    def _extremes(self, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Least and largest element, scalar or ``[channels]``; NaN when any is NaN."""
-        if self.axis is None:
-            low, high, is_finite = find_range(array)
-            if not is_finite:
-                low, high = float(array.min()), float(array.max())
-            return np.asarray(low), np.asarray(high)
-        others = tuple(a for a in range(array.ndim) if a != self.axis % array.ndim)
-        return array.min(axis=others), array.max(axis=others)
+    @abc.abstractmethod
+    def _reduce(self, array: np.ndarray) -> str | None:
+        """Take in a float32 array that is not empty; returns the problem with it, or None."""
 
     @abc.abstractmethod
-    def _reduce(self, array: np.ndarray, low: np.ndarray, high: np.ndarray) -> None: ...
-
-    @abc.abstractmethod
-    def _bounds(self) -> tuple[np.ndarray, np.ndarray]: ...
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends, scalars or ``[channels]``."""
 
 
-def _unusable(low: np.ndarray, high: np.ndarray) -> str | None:
+def _unusable(low: float, high: float) -> str | None:
     """Why extremes make no range, as a clause, or None."""
-    if np.isnan(low).any():
+    if math.isnan(low) or math.isnan(high):
         return "it holds NaN"
-    largest = max(-float(low.min()), float(high.max()))
+    largest = max(-low, high)
     if largest > MASK_MAGNITUDE:
         return f"it holds magnitudes up to {largest:.3g}, as masks do and activations do not"
     return None
@@ -139,12 +132,28 @@ class MinMax(Observer):
         super().__init__(axis)
         self._symmetric = symmetric
 
-    def _reduce(self, array: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-        if self.is_empty:
-            self._low, self._high = low, high
-        else:
-            self._low = np.minimum(self._low, low)
-            self._high = np.maximum(self._high, high)
+    def _reduce(self, array: np.ndarray) -> str | None:
+        low, high = self._extremes(array)
+        problem = _unusable(float(low.min()), float(high.max()))
+        if problem is None:
+            self._widen(low, high)
+        return problem
+
+    def _extremes(self, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Least and largest element, scalar or ``[channels]``; NaN when any is NaN."""
+        if self.axis is not None:
+            others = tuple(a for a in range(array.ndim) if a != self.axis % array.ndim)
+            return array.min(axis=others), array.max(axis=others)
+        low, high, is_finite = find_range(array, threads=1)
+        if not is_finite:
+            low, high = float(array.min()), float(array.max())
+        return np.asarray(low), np.asarray(high)
+
+    def _widen(self, low: np.ndarray, high: np.ndarray) -> None:
+        """Take in the extremes of one batch."""
+        if not self.is_empty:
+            low, high = np.minimum(self._low, low), np.maximum(self._high, high)
+        self._low, self._high = low, high
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         if self._symmetric:
@@ -164,13 +173,12 @@ class MovingAverage(MinMax):
         super().__init__(axis, symmetric)
         self._momentum = momentum
 
-    def _reduce(self, array: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    def _widen(self, low: np.ndarray, high: np.ndarray) -> None:
         low, high = low.astype(np.float64), high.astype(np.float64)
-        if self.is_empty:
-            self._low, self._high = low, high
-        else:
-            self._low = self._momentum * self._low + (1 - self._momentum) * low
-            self._high = self._momentum * self._high + (1 - self._momentum) * high
+        if not self.is_empty:
+            low = self._momentum * self._low + (1 - self._momentum) * low
+            high = self._momentum * self._high + (1 - self._momentum) * high
+        self._low, self._high = low, high
 
 
 class HistogramObserver(Observer):
@@ -184,16 +192,20 @@ class HistogramObserver(Observer):
         self._bins = bins
         self._search = search
 
-    def _reduce(self, array: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    def _reduce(self, array: np.ndarray) -> str | None:
+        channels = array[None] if self.axis is None else np.moveaxis(array, self.axis, 0)
         if self.is_empty:
-            self._histograms = [Histogram(self._bins) for _ in range(low.size)]
-        if self.axis is None:
-            self._histograms[0].add(array)
-            return
-        for histogram, channel in zip(
-            self._histograms, np.moveaxis(array, self.axis, 0), strict=True
-        ):
-            histogram.add(np.ascontiguousarray(channel), threads=1)
+            self._histograms = [Histogram(self._bins) for _ in channels]
+        for histogram, channel in zip(self._histograms, channels, strict=True):
+            flat = channel.reshape(-1)
+            try:
+                for begin in range(0, len(flat), _PIECE):
+                    histogram.add(flat[begin : begin + _PIECE], threads=1)
+            except CalibrationError:
+                return _unusable(float(array.min()), float(array.max()))
+            if problem := _unusable(histogram.low, histogram.high):
+                return problem
+        return None
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         ends = np.array([self._search(histogram) for histogram in self._histograms])

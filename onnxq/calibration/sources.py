@@ -58,7 +58,8 @@ def open_data(
         samples = samples if limit is None else samples.take(limit)
     else:
         samples = Samples.of(source, limit=limit)
-    return checked_samples(checked_samples(samples, specs).batched(batch), specs)
+    checked = checked_samples(samples, specs)
+    return checked if batch == 1 else checked_samples(checked.batched(batch), specs)
 
 
 def _open(
