@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxq.graph import is_weight, walk_graphs
+from onnxq.graph.walk import bodies
 
 __all__ = ["Observable", "observable_values"]
 
@@ -18,7 +19,7 @@ _SEQUENCE_OPS = frozenset(
     {"Optional", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert"}
     | {"SequenceMap", "SplitToSequence", "ZipMap"}
 )
-"""Operators whose outputs are no tensors even when no type is known."""
+"""Operators whose outputs are no tensors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,20 @@ def _types(model: ir.Model) -> dict[str, ir.TypeProtocol | None]:
     }
 
 
+def _is_sequence(value: ir.Value) -> bool:
+    """Whether a value is no tensor, told from how it is made: inferred types do not tell it."""
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        return True
+    node = value.producer()
+    if node is None:
+        return False
+    if node.op_type == "Identity" and node.inputs[0] is not None:
+        return _is_sequence(node.inputs[0])
+    index = node.outputs.index(value) + (node.op_type == "Loop")
+    inner = [graph.outputs[index] for _, graph in bodies(node) if index < len(graph.outputs)]
+    return node.op_type in _SEQUENCE_OPS or any(_is_sequence(output) for output in inner)
+
+
 def _sort_out(
     value: ir.Value,
     types: dict[str, ir.TypeProtocol | None],
@@ -99,10 +114,10 @@ def _sort_out(
     """Put a value among the names or the reasons; integers and sequences are neither."""
     name = value.name or ""
     kind = types.get(name)
+    if _is_sequence(value):
+        return
     if kind is None:
-        producer = value.producer()
-        if producer is not None and producer.op_type not in _SEQUENCE_OPS:
-            names.append(name)
+        names.append(name)
     elif isinstance(kind, ir.TensorType):
         if kind.dtype in FLOATS:
             names.append(name)
