@@ -83,7 +83,9 @@ _OWN_WEIGHT = frozenset(
     ["Attention", "PackedAttention", "DecoderMaskedSelfAttention", "QAttention"]
 )
 
-_ROTARY = frozenset(["Add", "Sub", "Mul", "Div", "Neg", "Concat", "Slice", "Split", "Gather"])
+_ROTARY = frozenset(
+    ["Add", "Sub", "Mul", "Div", "Neg", "Concat", "Slice", "Split", "Gather", "GatherND"]
+)
 _NORM_STEPS = frozenset(
     [
         "Pow",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxq.graph.flow import Flow
+from onnxq.graph.site_slots import integer
 from onnxq.graph.sites import Site
 from onnxq.graph.weight_source import trace
 from onnxq.graph.weights import read_weight
@@ -30,12 +31,13 @@ class Heads:
         if head_dim is None and heads and width:
             parts = heads + 2 * (kv_heads or heads) if q is k and q is v else heads
             head_dim = width // parts if width % parts == 0 else None
-        if kv_heads is None and heads:
-            key_width = _features(k)
-            apart = k is not None and k is not q
+        key_width = _features(k)
+        if heads and head_dim and width and q is k and q is v:
+            kv_heads = (width // head_dim - heads) // 2 or kv_heads
+        elif heads and head_dim and key_width and k is not q and kv_heads is None:
+            kv_heads = key_width // head_dim if key_width % head_dim == 0 else None
+        if kv_heads is None:
             kv_heads = heads
-            if apart and head_dim and key_width and key_width % head_dim == 0:
-                kv_heads = key_width // head_dim
         return Heads(heads, kv_heads, head_dim)
 
 
@@ -50,16 +52,22 @@ def heads_of(
         values: what enters the product, [batch, heads, sequence, head_dim] or similar.
     """
     fused = sites[0] is not None and sites[0] is sites[1] and sites[0] is sites[2]
-    query = _split(sites[0], flows[0], values[0], fused)
-    key = _split(sites[1], flows[1], values[1], fused)
+    # What enters the product tells the query heads; keys may have been repeated on the way there.
+    query = _product_shape(values[0]) or _split(sites[0], flows[0], fused)
+    key = None if fused else _split(sites[1], flows[1], fused)
     heads, head_dim = query if query else (None, None)
-    kv_heads = key[0] if key else None
-    return Heads(heads, kv_heads, head_dim)
+    return Heads(heads, key[0] if key else None, head_dim)
 
 
-def _split(
-    site: Site | None, flow: Flow, value: ir.Value | None, fused: bool
-) -> tuple[int, int] | None:
+def _product_shape(value: ir.Value | None) -> tuple[int, int] | None:
+    """(heads, width of one) of [batch, heads, sequence, width]."""
+    shape = None if value is None else _static(value)
+    if shape is None or len(shape) != 4 or shape[1] is None or shape[3] is None:
+        return None
+    return shape[1], shape[3]
+
+
+def _split(site: Site | None, flow: Flow, fused: bool) -> tuple[int, int] | None:
     """(heads, width of one), from the reshape nearest to the projection that tells both."""
     features = _features(site)
     for node in reversed(flow.nodes):
@@ -71,16 +79,33 @@ def _split(
         if target is None or len(target) < 3:
             continue
         pair = _last_two(target, None if flow.crosses(["Split", "Slice"]) else features)
-        if pair is None:
-            continue
-        heads, width = pair
-        if fused and features == heads * width and width % 3 == 0:
-            width //= 3
-        return heads, width
-    shape = None if value is None else _static(value)
-    if shape is not None and len(shape) == 4 and shape[1] is not None and shape[3] is not None:
-        return shape[1], shape[3]
+        if pair is not None:
+            return _of_queries(pair, target, flow, features) if fused else pair
     return None
+
+
+def _of_queries(
+    pair: tuple[int, int], target: Sequence[int | None], flow: Flow, features: int | None
+) -> tuple[int, int] | None:
+    """Take apart a reshape of queries, keys and values together."""
+    heads, width = pair
+    if heads == 3 and len(target) > 4 and target[-3] and target[-3] * 3 * width == features:
+        return target[-3], width  # [.., heads, 3, width]
+    if features != heads * width:
+        return pair  # [.., 3, heads, width], or split before the reshape
+    if width % 3 == 0 and _cuts_last_axis(flow):
+        return heads, width // 3  # [.., heads, 3 * width]
+    return None  # queries and keys are different entries of one axis of heads
+
+
+def _cuts_last_axis(flow: Flow) -> bool:
+    for node in flow.nodes:
+        if node.op_type == "Split":
+            return integer(node, "axis") in (-1, 3)
+        if node.op_type == "Slice" and len(node.inputs) > 3:
+            axes = trace(node.inputs[3]).value
+            return axes is not None and _integers(axes) in ([-1], [3])
+    return False
 
 
 def _last_two(target: Sequence[int | None], features: int | None) -> tuple[int, int] | None:
@@ -113,7 +138,11 @@ def _target(shape: ir.Value | None) -> list[int | None] | None:
 
 
 def _entries(value: ir.Value) -> list[int | None]:
-    return [int(size) if size > 0 else None for size in read_weight(value).reshape(-1)]
+    return [size if size > 0 else None for size in _integers(value)]
+
+
+def _integers(value: ir.Value) -> list[int]:
+    return [int(size) for size in read_weight(value).reshape(-1)]
 
 
 def _static(value: ir.Value) -> list[int | None] | None:

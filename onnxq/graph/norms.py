@@ -119,7 +119,8 @@ def _decomposed(path: str, mean: ir.Node) -> Norm | None:
     before: ir.Value | None
     if centred is not None and _is_centring(centred):
         kind, before = "LayerNorm", centred.inputs[0]
-        nodes.append(centred)
+        subtracted = _producer(origin(centred.inputs[1]))
+        nodes.extend(node for node in (centred, subtracted) if node is not None)
     else:
         kind, before = "RMSNorm", origin(base)
     if before is None:

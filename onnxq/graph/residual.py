@@ -34,6 +34,10 @@ class ResidualStream:
         writers: sites whose result is one of the values.
         norms: norms that read one of them.
         readers: sites that read one of them directly, without a norm between.
+        norm_writers: norms whose output is one of the values (post-norm networks, and those
+            that normalize a branch before it is added).
+        others: other nodes that give or read a value of the stream: whoever changes the space
+            of the stream has to know what each of them does.
         width: features of the stream; None when neither a writer nor a shape tells.
     """
 
@@ -42,6 +46,8 @@ class ResidualStream:
     writers: tuple[Site, ...]
     norms: tuple[Norm, ...]
     readers: tuple[Site, ...]
+    norm_writers: tuple[Norm, ...]
+    others: tuple[ir.Node, ...]
     width: int | None
 
 
@@ -146,8 +152,28 @@ def _stream(
         writers=writers,
         norms=reading,
         readers=readers,
+        norm_writers=tuple(norm for norm in norms if norm.output in inside),
+        others=_others(values, index, norms),
         width=widths[0] if widths else None,
     )
+
+
+def _others(
+    values: Sequence[ir.Value], index: SiteIndex, norms: Sequence[Norm]
+) -> tuple[ir.Node, ...]:
+    """Nodes at the stream that are neither sites, norms, additions nor views."""
+    inside = set(values)
+    known = {node for norm in norms for node in norm.nodes}
+    known.update(node for site in index.sites for node in (site.node, site.bias_node) if node)
+    found: dict[ir.Node, None] = {}
+    for value in values:
+        producer = value.producer()
+        touching = [*([producer] if producer is not None else []), *value.consumers()]
+        for node in touching:
+            within = node.outputs[0] in inside and any(v in inside for v in node.inputs)
+            if node not in known and not within and node.op_type != "Shape":
+                found[node] = None
+    return tuple(found)
 
 
 def _writer_widths(writers: Sequence[Site]) -> Iterator[int]:

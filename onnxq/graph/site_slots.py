@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.graph.weight_source import trace
 
-__all__ = ["Slot", "slots_of"]
+__all__ = ["Slot", "integer", "slots_of"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

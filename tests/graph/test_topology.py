@@ -1,6 +1,7 @@
 """Topology: norms, attention, feed-forward blocks, residual streams and shared weights."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from onnxq.graph.topology import Topology
@@ -269,23 +270,48 @@ def test_two_projections_without_a_nonlinearity_are_no_mlp(written):
     assert topology.mlps == () and topology.attention == () and topology.residual == ()
 
 
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_fused_projection_split_into_heads(written, interleaved):
-    """Split along the features (GPT-2), or inside each head (GPT-NeoX)."""
-    apart = """
-        q0, k0, v0 = Split<axis=-1, num_outputs=3>(p)
+FUSED = {
+    "along the features, as GPT-2": (
+        """q0, k0, v0 = Split<axis=-1, num_outputs=3>(p)
         q4 = Reshape(q0, each)
         k4 = Reshape(k0, each)
-        v4 = Reshape(v0, each)
-    """
-    inside = """
-        p4 = Reshape(p, together)
-        q4, k4, v4 = Split<axis=-1, num_outputs=3>(p4)
-    """
-    text = f"""g (float[1,N,12] x, float w, float wo, int64 each, int64 together, int64 flat)
-        => (float y) {{
+        v4 = Reshape(v0, each)""",
+        (6, 6, 2),
+    ),
+    "inside each head, as GPT-NeoX": (
+        """p4 = Reshape(p, together)
+        q4, k4, v4 = Split<axis=-1, num_outputs=3>(p4)""",
+        (6, 6, 2),
+    ),
+    "inside each head on an axis of its own, as BLOOM": (
+        """p5 = Reshape(p, apart)
+        q4 = Gather<axis=3>(p5, i0)
+        k4 = Gather<axis=3>(p5, i1)
+        v4 = Gather<axis=3>(p5, i2)""",
+        (6, 6, 2),
+    ),
+    "on an axis before the heads, as timm": (
+        """p5 = Reshape(p, before)
+        q4 = Gather<axis=2>(p5, i0)
+        k4 = Gather<axis=2>(p5, i1)
+        v4 = Gather<axis=2>(p5, i2)""",
+        (6, 6, 2),
+    ),
+    "along one axis of heads, which tells nothing": (
+        """p4 = Reshape(p, all)
+        q4, k4, v4 = Split<axis=2, num_outputs=3>(p4)""",
+        (None, None, None),
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", FUSED)
+def test_fused_projection_split_into_heads(written, layout):
+    split, expected = FUSED[layout]
+    text = f"""g (float[1,N,12] x, float w, float wo, int64 each, int64 together, int64 apart,
+        int64 before, int64 all, int64 flat, int64 i0, int64 i1, int64 i2) => (float y) {{
         p = Gemm(x, w)
-        {inside if interleaved else apart}
+        {split}
         qh = Transpose<perm=[0,2,1,3]>(q4)
         kt = Transpose<perm=[0,2,3,1]>(k4)
         vh = Transpose<perm=[0,2,1,3]>(v4)
@@ -300,13 +326,56 @@ def test_fused_projection_split_into_heads(written, interleaved):
         text,
         w=(12, 36),
         wo=(12, 12),
-        each=np.array([1, -1, 3, 4]),
-        together=np.array([1, -1, 3, 12]),
+        each=np.array([1, -1, 6, 2]),
+        together=np.array([1, -1, 6, 6]),
+        apart=np.array([1, -1, 6, 3, 2]),
+        before=np.array([1, -1, 3, 6, 2]),
+        all=np.array([1, -1, 18, 2]),
+        i0=np.array(0),
+        i1=np.array(1),
+        i2=np.array(2),
         flat=np.array([1, -1, 12]),
     )
     (block,) = Topology(model).attention
     assert block.is_fused_qkv and names(*block.sites) == ["w", "wo"]
-    assert (block.heads, block.kv_heads, block.head_dim) == (3, 3, 4)
+    assert (block.heads, block.kv_heads, block.head_dim) == expected
+    assert (block.unknown is None) == (expected[0] is not None)
+
+
+def test_multi_query_attention_from_one_projection(written):
+    """Falcon: the last two entries of the axis of heads are the only key and the only value."""
+    model = written(
+        """g (float[1,7,12] x, float w, float wo, int64 all, int64 flat, int64 k, int64 v,
+        int64 zero, int64 four, int64 two, int64 many) => (float y) {
+            p = Gemm(x, w)
+            p4 = Reshape(p, all)
+            q4 = Slice(p4, zero, four, two)
+            k4 = GatherND(p4, k)
+            v4 = GatherND(p4, v)
+            qh = Transpose<perm=[0,2,1,3]>(q4)
+            ke = Expand(k4, many)
+            ve = Expand(v4, many)
+            sc = MatMul(qh, ke)
+            s = Softmax(sc)
+            c = MatMul(s, ve)
+            cf = Reshape(c, flat)
+            y = MatMul(cf, wo)
+        }""",
+        w=(12, 18),
+        wo=(12, 12),
+        all=np.array([1, 7, 6, 3]),
+        flat=np.array([1, 7, 12]),
+        k=np.array([[-2]]),
+        v=np.array([[-1]]),
+        zero=np.array([0]),
+        four=np.array([4]),
+        two=np.array([2]),
+        many=np.array([1, 4, 7, 3]),
+    )
+    heads = next(node for node in model.graph if node.op_type == "Transpose").outputs[0]
+    heads.shape = ir.Shape([1, 4, 7, 3])
+    (block,) = Topology(model).attention
+    assert (block.heads, block.kv_heads, block.head_dim) == (4, 1, 3)
 
 
 def test_cross_attention_from_a_cache_says_what_is_missing(written):
@@ -366,6 +435,7 @@ def test_decomposed_layer_norm(written, square, scaled):
     (norm,) = topology.norms
     assert norm.kind == "LayerNorm" and norm.inputs[0].name == "x" and norm.output.name == "z"
     assert (norm.scale.name, norm.bias.name) == ("s", "c")
+    assert set(norm.nodes) == set(list(topology.sites[0].node.graph)[:-1])
     assert topology.feeding_norm(topology.sites[0]) is norm
 
 
@@ -425,3 +495,25 @@ def test_the_sum_inside_a_tanh_gelu_is_no_residual(written):
     topology = Topology(model)
     assert topology.residual == ()
     assert topology.mlps[0].activation == "GELU"
+
+
+def test_a_stream_names_everything_else_that_touches_it(written):
+    """A norm on a branch writes the stream; a Concat in front of it is no projection."""
+    model = written(
+        """g (float[1,N,8] x, float first, float w, float s) => (float y, float z) {
+            c = Concat<axis=1>(first, x)
+            h = MatMul(c, w)
+            n = LayerNormalization(h, s)
+            t = Add(c, n)
+            m = MatMul(t, w)
+            y = Add(t, m)
+            z = Exp(y)
+        }""",
+        first=(1, 1, 8),
+        w=(8, 8),
+        s=(8,),
+    )
+    (stream,) = Topology(model).residual
+    assert [norm.output.name for norm in stream.norm_writers] == ["n"] and stream.norms == ()
+    assert names(*stream.writers) == ["w"] and len(stream.readers) == 2
+    assert sorted(node.op_type for node in stream.others) == ["Concat", "Exp"]
