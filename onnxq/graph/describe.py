@@ -162,4 +162,6 @@ def _residual(stream: ResidualStream) -> dict[str, Any]:
         "adds": len(stream.adds),
         "writers": [site.name for site in stream.writers],
         "norms": [norm.name for norm in stream.norms],
+        "norm_writers": [norm.name for norm in stream.norm_writers],
+        "others": [node.name or node.op_type for node in stream.others],
     }

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 import onnx_ir as ir
 
 from onnxq.graph.sites import Site
-from onnxq.graph.weight_source import trace
+from onnxq.graph.weight_source import stored_weight
 from onnxq.graph.weights import is_weight
 
 __all__ = ["SAME_VALUES", "VIEWS", "Flow", "SiteIndex", "origin"]
@@ -142,4 +142,4 @@ def _operands(node: ir.Node) -> list[ir.Value]:
     given = node.inputs if node.op_type in _JOINS else node.inputs[:1]
     if node.op_type == "Where":
         given = node.inputs[1:]
-    return [value for value in given if value is not None and trace(value).value is None]
+    return [value for value in given if value is not None and stored_weight(value) is None]

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxq.graph.flow import Flow
 from onnxq.graph.site_slots import integer
 from onnxq.graph.sites import Site
-from onnxq.graph.weight_source import trace
+from onnxq.graph.weight_source import stored_weight
 from onnxq.graph.weights import read_weight
 
 __all__ = ["Heads", "heads_of"]
@@ -103,7 +103,7 @@ def _cuts_last_axis(flow: Flow) -> bool:
         if node.op_type == "Split":
             return integer(node, "axis") in (-1, 3)
         if node.op_type == "Slice" and len(node.inputs) > 3:
-            axes = trace(node.inputs[3]).value
+            axes = stored_weight(node.inputs[3])
             return axes is not None and _integers(axes) in ([-1], [3])
     return False
 
@@ -122,7 +122,7 @@ def _target(shape: ir.Value | None) -> list[int | None] | None:
     """The entries of a Reshape's target, None for those computed at run time or -1 or 0."""
     if shape is None:
         return None
-    known = trace(shape).value
+    known = stored_weight(shape)
     if known is not None:
         return _entries(known)
     node = shape.producer()
@@ -132,7 +132,7 @@ def _target(shape: ir.Value | None) -> list[int | None] | None:
         return None
     entries: list[int | None] = []
     for part in node.inputs:
-        known = trace(part).value
+        known = stored_weight(part)
         entries.extend([None] if known is None else _entries(known))
     return entries
 

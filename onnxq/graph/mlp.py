@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.graph.flow import VIEWS, Flow, SiteIndex
 from onnxq.graph.sites import Site
-from onnxq.graph.weight_source import scalar, trace
+from onnxq.graph.weight_source import scalar, stored_weight
 
 __all__ = ["MlpBlock", "find_mlps"]
 
@@ -138,7 +138,7 @@ def _from_one(down: Site, flow: Flow) -> MlpBlock | None:
 def _product(flow: Flow, index: SiteIndex, jump: Jump) -> tuple[Flow, Flow] | None:
     """The two arms of the Mul that joins the two sites, each with one of them."""
     for node in flow.nodes:
-        if node.op_type != "Mul" or any(trace(value).value is not None for value in node.inputs):
+        if node.op_type != "Mul" or any(stored_weight(value) is not None for value in node.inputs):
             continue
         first, second = (index.back(value, _OVER, jump=jump) for value in node.inputs)
         if len(first.sites) == 1 and len(second.sites) == 1 and first.sites != second.sites:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.graph.flow import SAME_VALUES, origin
 from onnxq.graph.walk import site_name, walk_nodes
-from onnxq.graph.weight_source import scalar, trace
+from onnxq.graph.weight_source import scalar, stored_weight
 from onnxq.graph.weights import weight_tensor
 
 __all__ = ["Norm", "find_norms"]
@@ -104,7 +104,7 @@ def _fused(path: str, node: ir.Node, form: _Fused) -> Norm | None:
 
 
 def _constant(node: ir.Node, index: int) -> ir.Value | None:
-    return trace(node.inputs[index]).value if index < len(node.inputs) else None
+    return stored_weight(node.inputs[index]) if index < len(node.inputs) else None
 
 
 def _decomposed(path: str, mean: ir.Node) -> Norm | None:
@@ -207,7 +207,7 @@ def _scale_and_bias(
                 break
             here = node.outputs[0]
         if node.op_type == wanted:
-            constant = trace(node.inputs[1 - index]).value
+            constant = stored_weight(node.inputs[1 - index])
             if constant is not None and _is_vector(constant):
                 found[wanted] = constant
                 tail.extend(pending)

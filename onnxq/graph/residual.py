@@ -16,7 +16,7 @@ from onnxq.graph.flow import SAME_VALUES, SiteIndex
 from onnxq.graph.norms import Norm
 from onnxq.graph.sites import Site
 from onnxq.graph.walk import walk_nodes
-from onnxq.graph.weight_source import trace
+from onnxq.graph.weight_source import stored_weight
 from onnxq.graph.weights import weight_tensor
 
 __all__ = ["ResidualStream", "find_residual"]
@@ -96,8 +96,10 @@ def find_residual(model: ir.Model, index: SiteIndex, norms: Sequence[Norm]) -> l
         elif _keeps_space(node) or (node.op_type == "Add" and node not in biases):
             for value in _given(node):
                 sets.join(value, node.outputs[0])
-    streams = [_stream(values, adds, index, norms) for values in sets.groups()]
-    kept = [stream for stream in streams if stream.adds and stream.writers and _is_read(stream)]
+    added = {sets.root(value) for node in adds for value in node.inputs[:2] if value is not None}
+    groups = [values for values in sets.groups() if sets.root(values[0]) in added]
+    streams = [_stream(values, adds, index, norms) for values in groups]
+    kept = [stream for stream in streams if stream.writers and _is_read(stream)]
     return sorted(kept, key=lambda stream: -len(stream.adds))
 
 
@@ -112,7 +114,9 @@ def _keeps_space(node: ir.Node) -> bool:
     if node.op_type in SAME_VALUES:
         return True
     if node.op_type in ("Mul", "Div") and len(_given(node)) == 1:
-        constant = next((trace(v).value for v in node.inputs if trace(v).value is not None), None)
+        constant = next(
+            (stored_weight(v) for v in node.inputs if stored_weight(v) is not None), None
+        )
         return constant is not None and weight_tensor(constant).size == 1
     if node.op_type in _RESHAPES and node.inputs[0] is not None:
         before, after = _width(node.inputs[0]), _width(node.outputs[0])
@@ -123,7 +127,7 @@ def _keeps_space(node: ir.Node) -> bool:
 def _given(node: ir.Node) -> list[ir.Value]:
     """The computed operands along which data flows."""
     operands = node.inputs if node.op_type in ("Add", "Mul", "Div") else node.inputs[:1]
-    return [value for value in operands if value is not None and trace(value).value is None]
+    return [value for value in operands if value is not None and stored_weight(value) is None]
 
 
 def _has_constant(node: ir.Node) -> bool:

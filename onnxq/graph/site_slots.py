@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from onnxq.graph.weight_source import trace
+from onnxq.graph.weight_source import stored_weight, trace
 
 __all__ = ["Slot", "integer", "slots_of"]
 
@@ -71,8 +71,8 @@ def _matmul(left: int = 0, right: int = 1, already: str | None = None) -> _Reade
         )
         if len(node.inputs) <= right:
             return []
-        known_left = trace(node.inputs[left]).value is not None
-        if trace(node.inputs[right]).value is not None:
+        known_left = stored_weight(node.inputs[left]) is not None
+        if stored_weight(node.inputs[right]) is not None:
             both = "both its operands are constant: fold constants first"
             return [dataclasses.replace(on_right, refusal=both if known_left else None)]
         if known_left:
@@ -119,7 +119,7 @@ def _blocked(node: ir.Node) -> list[Slot]:
 def _embedding(node: ir.Node) -> list[Slot]:
     """Gather along one axis of a real-valued matrix, by indices that are not constant."""
     source = trace(node.inputs[0])
-    if source.value is None or len(source.axes) != 2 or trace(node.inputs[1]).value is not None:
+    if source.value is None or len(source.axes) != 2 or stored_weight(node.inputs[1]) is not None:
         return []
     if not _holds_reals(source.value, source.already):
         return []
@@ -160,7 +160,7 @@ def _only_scales(value: ir.Value, depth: int = 6) -> bool:
                 return False
         elif node.op_type == "RotaryEmbedding":
             continue
-        elif node.op_type != "Mul" or trace(node.inputs[1 - index]).value is not None:
+        elif node.op_type != "Mul" or stored_weight(node.inputs[1 - index]) is not None:
             return False
     return True
 
@@ -185,7 +185,7 @@ _EXPERTS = "it holds the weights of several experts in one tensor"
 
 def _einsum(node: ir.Node) -> list[Slot]:
     for index, value in enumerate(node.inputs):
-        if trace(value).value is not None:
+        if stored_weight(value) is not None:
             why = "it is an Einsum: write it as MatMul first"
             return [Slot(weight=index, axes=(-2, -1), input=0 if index else 1, refusal=why)]
     return []

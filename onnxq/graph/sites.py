@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnxq.graph.site_slots import Slot, slots_of
 from onnxq.graph.walk import site_name, walk_nodes
-from onnxq.graph.weight_source import WeightSource, trace
+from onnxq.graph.weight_source import WeightSource, stored_weight, trace
 from onnxq.graph.weights import is_weight, weight_tensor
 
 __all__ = ["Site", "find_sites"]
@@ -187,7 +187,7 @@ def _bias(
     if slot.bias is not None:
         own = _input(node, slot.bias)
         if own is not None:
-            return trace(own).value, None
+            return stored_weight(own), None
     if source.value is None or source.reason is not None or node.outputs[0].is_graph_output():
         return None, None
     uses = list(node.outputs[0].uses())

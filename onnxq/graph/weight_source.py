@@ -16,9 +16,10 @@ import onnx_ir as ir
 
 from onnxq.graph.weights import is_weight, read_weight, weight_tensor
 
-__all__ = ["WeightSource", "scalar", "trace"]
+__all__ = ["WeightSource", "scalar", "stored_weight", "trace"]
 
 _DEPTH = 16
+_LIMIT = 256
 _SAME_AXES = frozenset(["Identity", "Cast", "CastLike", "DequantizeLinear", "QuantizeLinear"])
 _RESHAPES = frozenset(["Reshape", "Unsqueeze", "Squeeze", "Flatten"])
 
@@ -47,9 +48,25 @@ def trace(value: ir.Value | None) -> WeightSource:
     """Find the stored weight behind ``value``, over transposes, reshapes, casts and QDQ nodes."""
     if value is None:
         return WeightSource(reason="it has no weight: the input is left empty")
+    here, via = _walk(value)
+    if not is_weight(here):
+        return WeightSource(reason=_why_not(here))
+    return _through(here, via)
+
+
+def stored_weight(value: ir.Value | None) -> ir.Value | None:
+    """The stored weight that `trace` finds, or None; cheaper, as it asks for nothing else."""
+    if value is None:
+        return None
+    here, _ = _walk(value)
+    return here if is_weight(here) else None
+
+
+def _walk(value: ir.Value) -> tuple[ir.Value, tuple[ir.Node, ...]]:
+    """Where the views before ``value`` begin, and the views, the first one first."""
     views: list[ir.Node] = []
     here = value
-    while not is_weight(here) and len(views) < _DEPTH:
+    while len(views) < _DEPTH:
         producer = here.producer()
         if producer is None or not _is_view(producer):
             break
@@ -58,9 +75,7 @@ def trace(value: ir.Value | None) -> WeightSource:
         if first is None:
             break
         here = first
-    if not is_weight(here):
-        return WeightSource(reason=_why_not(here))
-    return _through(here, tuple(reversed(views)))
+    return here, tuple(reversed(views))
 
 
 def scalar(value: ir.Value | None) -> float | None:
@@ -159,18 +174,22 @@ def _why_not(value: ir.Value) -> str:
     return f"its weight {value.name!r} is given by nothing in the model"
 
 
-def _only_constants(node: ir.Node, depth: int = _DEPTH) -> bool:
-    if depth == 0 or any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
-        return False
-    given = [value for value in node.inputs if value is not None]
-    if not given:
-        return False
-    for value in given:
-        if is_weight(value):
-            continue
-        producer = value.producer()
-        if producer is None or not _only_constants(producer, depth - 1):
+def _only_constants(node: ir.Node) -> bool:
+    """Whether everything before the node is constant."""
+    queue, seen = [node], {node}
+    while queue:
+        here = queue.pop()
+        given = [value for value in here.inputs if value is not None]
+        if not given or any(attribute.type in _GRAPHS for attribute in here.attributes.values()):
             return False
+        for value in given:
+            producer = value.producer()
+            if is_weight(value) or (producer is not None and producer in seen):
+                continue
+            if producer is None or len(seen) > _LIMIT:
+                return False
+            seen.add(producer)
+            queue.append(producer)
     return True
 
 
