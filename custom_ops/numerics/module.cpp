@@ -1,5 +1,5 @@
-// The Python module onnxq._native. It checks shapes, lets go of the interpreter lock and calls the
-// kernels, which know nothing of Python.
+// The Python module onnxq.numerics._native. It checks shapes, lets go of the interpreter lock and
+// calls the kernels, which know nothing of Python.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -128,7 +128,6 @@ void rounding_costs(const Array<const double, 1>& values, const Array<const doub
 
 NB_MODULE(_native, m) {
   m.doc() = "Native kernels of onnxq.numerics; call them through that package.";
-  m.attr("abi") = 3;
   m.def("instruction_set", [] { return onnxq::tile_kernels().name; });
   m.def("round_groups", &round_groups);
   m.def("pack_groups", &pack_groups);

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from onnxq import _native
+from onnxq.numerics import _native
 
 __all__ = ["least_error_window", "rounding_costs", "rounding_costs_reference"]
 

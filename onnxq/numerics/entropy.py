@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from onnxq import _native
+from onnxq.numerics import _native
 
 __all__ = ["NO_MASS", "entropy_sweep", "window_divergence"]
 

@@ -12,13 +12,14 @@ every quantizer represents them without error.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxq import _native
 from onnxq.errors import CalibrationError
+from onnxq.numerics import _native
 from onnxq.numerics.clipping import least_error_window
 from onnxq.numerics.entropy import entropy_sweep
 from onnxq.numerics.rounding import default_threads
@@ -46,10 +47,8 @@ def find_range(
         threads: of the kernel; the result does not depend on it.
     """
     threads = threads or default_threads()
-    flat = values.reshape(-1)
     low, high, finite = math.inf, -math.inf, True
-    for begin in range(0, len(flat), _PIECE if flat.dtype != np.float32 else max(len(flat), 1)):
-        piece = _as_float32(flat[begin : begin + _PIECE] if flat.dtype != np.float32 else flat)
+    for piece in _pieces(values):
         ends = _native.find_range(piece, threads)
         low, high, finite = min(low, ends[0]), max(high, ends[1]), finite and ends[2]
     return low, high, finite
@@ -112,10 +111,7 @@ class Histogram:
             self.zeros += values.size
             return
         inverse = math.ldexp(1.0, -self.exponent)
-        flat = values.reshape(-1)
-        step = len(flat) if flat.dtype == np.float32 else _PIECE
-        for begin in range(0, len(flat), step):
-            piece = _as_float32(flat[begin : begin + step])
+        for piece in _pieces(values):
             self.zeros += _native.add_to_bins(piece, inverse, self.counts, threads)
 
     def merge(self, other: Histogram) -> None:
@@ -248,8 +244,12 @@ def bin_counts_reference(
     )
 
 
-def _as_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    return np.ascontiguousarray(values, dtype=np.float32)
+def _pieces(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.float32]]:
+    """The values as contiguous float32: whole when they are, else converted some at a time."""
+    flat = values.reshape(-1)
+    step = flat.size if flat.dtype == np.float32 else _PIECE
+    for begin in range(0, flat.size, step):
+        yield np.ascontiguousarray(flat[begin : begin + step], dtype=np.float32)
 
 
 def _coarser(counts: npt.NDArray[np.int64], halvings: int) -> npt.NDArray[np.int64]:

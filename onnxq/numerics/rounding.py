@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxq import _native
 from onnxq.errors import FormatError
+from onnxq.numerics import _native
 
 __all__ = [
     "MINMAX",

@@ -1,0 +1,58 @@
+"""Types of the native module; custom_ops/numerics/module.cpp holds it."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_Floats = npt.NDArray[np.float32]
+_Doubles = npt.NDArray[np.float64]
+_Bytes = npt.NDArray[np.uint8]
+_Counts = npt.NDArray[np.int64]
+
+def instruction_set() -> str: ...
+def round_groups(
+    weight: _Floats,
+    codes: _Bytes,
+    scales: _Floats,
+    zeros: _Bytes,
+    squares: _Doubles,
+    group: int,
+    bits: int,
+    symmetric: bool,
+    positive: bool,
+    half_scales: bool,
+    shrink: _Floats,
+    threads: int,
+    /,
+) -> int: ...
+def pack_groups(
+    weight: _Floats,
+    blobs: npt.NDArray[Any],
+    scales: _Floats,
+    zeros: _Bytes,
+    squares: _Doubles,
+    group: int,
+    bits: int,
+    symmetric: bool,
+    positive: bool,
+    half_scales: bool,
+    shrink: _Floats,
+    threads: int,
+    /,
+) -> int: ...
+def find_range(values: _Floats, threads: int, /) -> tuple[float, float, bool]: ...
+def add_to_bins(values: _Floats, inverse_width: float, bins: _Counts, threads: int, /) -> int: ...
+def entropy_sweep(
+    bins: _Counts, first: int, last: int, levels: int, divergence: _Doubles, threads: int, /
+) -> None: ...
+def rounding_costs(
+    values: _Doubles,
+    counts: _Doubles,
+    scales: _Doubles,
+    zeros: _Doubles,
+    lowest: int,
+    highest: int,
+    costs: _Doubles,
+    /,
+) -> None: ...
