@@ -17,7 +17,7 @@ import onnx_ir.passes.common as common
 
 from onnxq.graph.check import name_nodes, sort_graphs
 from onnxq.graph.stage import Stage
-from onnxq.graph.walk import site_name, walk_graphs, walk_nodes
+from onnxq.graph.walk import bodies, site_name, walk_graphs, walk_nodes
 from onnxq.graph.weights import read_weight
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 
@@ -54,7 +54,8 @@ class Clean(Pass):
         sites += [SiteReport(site=name) for name in _merge_constants(model)]
         changed |= sort_graphs(model)
         changed |= name_nodes(model)
-        changed |= bool(common.NameFixPass()(model).modified)
+        for graph in (model.graph, *model.functions.values()):
+            changed |= _name_values(graph, set())
         changed |= any(site.reason is None for site in sites)
         return PassReport(modified=changed, sites=tuple(sites))
 
@@ -158,3 +159,35 @@ def _content(value: ir.Value) -> tuple[object, ...] | None:
         return None
     array = np.ascontiguousarray(read_weight(value))
     return tensor.dtype, tuple(tensor.shape), array.tobytes()
+
+
+def _name_values(graph: ir.Graph | ir.Function, outer: set[str]) -> bool:
+    """Give values that share a name, or have none, one of their own; True when any changed.
+
+    Graph inputs and outputs come first, so theirs never change. The name "" of an optional output
+    that is not wanted stays.
+    """
+    taken = set(outer)
+    seen: set[ir.Value] = set()
+    changed = False
+    values = [*graph.inputs, *graph.outputs]
+    if isinstance(graph, ir.Graph):
+        values += graph.initializers.values()
+    values += [value for node in graph for value in node.outputs]
+    for value in values:
+        if value in seen or (not value.name and not value.uses()):
+            continue
+        seen.add(value)
+        base, count = value.name or "value", 0
+        name = base
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        if name != value.name:
+            value.name = name
+            changed = True
+        taken.add(name)
+    for node in graph:
+        for _, body in bodies(node):
+            changed |= _name_values(body, taken)
+    return changed

@@ -16,7 +16,7 @@ from onnxq.graph.walk import site_name, walk_nodes
 from onnxq.graph.weights import is_weight, weight_tensor
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 
-__all__ = ["ConstantsToInitializers"]
+__all__ = ["ConstantsToInitializers", "lift_constant"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,12 @@ class ConstantsToInitializers(Pass):
         sites = []
         for path, node in walk_nodes(model):
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                sites.append(SiteReport(site=site_name(path, node), reason=_lift(node)))
+                sites.append(SiteReport(site=site_name(path, node), reason=lift_constant(node)))
         report = PassReport(modified=False, sites=tuple(sites))
         return dataclasses.replace(report, modified=bool(report.changed))
 
 
-def _lift(node: ir.Node) -> str | None:
+def lift_constant(node: ir.Node) -> str | None:
     """Lift one Constant, or return the reason why not."""
     graph, output = node.graph, node.outputs[0]
     if not isinstance(graph, ir.Graph):

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxq.graph.opset import ensure_opset, opset_of
+from onnxq.graph.opset import ensure_opset
+from onnxq.graph.versions import opset_of
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 
 __all__ = ["ConvertOpset"]

@@ -25,6 +25,7 @@ from onnxq.errors import UnsupportedGraph
 from onnxq.graph.walk import site_name, walk_graphs, walk_nodes
 from onnxq.graph.weights import add_weight, is_weight, read_weight, weight_tensor
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.constants_to_initializers import lift_constant
 
 __all__ = ["FoldConstants"]
 
@@ -41,9 +42,9 @@ _RANDOM = frozenset(
     ]
 )
 _QUANTIZERS = frozenset(["DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"])
-_GROWING = frozenset(
-    ["Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "Upsample", "EyeLike", "ConstantOfShape"]
-)
+_GROWING = frozenset(["Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "Upsample", "EyeLike"])
+_FILLED = 64
+"""Most elements of a ConstantOfShape that is stored: shapes and axes."""
 _LARGEST_WORK = 1 << 26
 """Most elements a NumPy evaluation may produce before its result is measured."""
 _FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
@@ -80,6 +81,7 @@ class FoldConstants(Pass):
         for done in range(_ROUNDS):
             context.progress("fold constants", done, 0)
             changed = _fold_views(model, self.input_limit) | self._fold(model, left)
+            _tidy(model, {node for _, node in before})
             modified |= changed
             if not changed:
                 break
@@ -97,7 +99,10 @@ class FoldConstants(Pass):
             reason = _why_not(node, self.output_limit)
             if reason is not None:
                 left[node] = reason
-            return None if reason is None else False
+            if reason is not None:
+                return False
+            # The folder keeps every ConstantOfShape; a shape-sized one hides what is behind it.
+            return True if node.op_type == "ConstantOfShape" else None
 
         try:
             with _quiet("onnxscript", "onnx_ir"):
@@ -121,6 +126,18 @@ class FoldConstants(Pass):
                 for value in node.outputs:
                     value.metadata_props.pop(_FOLDED_FROM, None)
         return bool(result.modified)
+
+
+def _tidy(model: ir.Model, known: set[ir.Node]) -> None:
+    """Lift the Constants that the folder made, and drop its identities that nothing reads."""
+    for _, node in walk_nodes(model):
+        if node in known or node.graph is None:
+            continue
+        if node.op_type == "Constant":
+            lift_constant(node)
+        elif node.op_type == "Identity" and not node.outputs[0].uses():
+            if not node.outputs[0].is_graph_output():
+                node.graph.remove(node, safe=True)
 
 
 @contextmanager
@@ -147,6 +164,8 @@ def _why_not(node: ir.Node, output_limit: int) -> str | None:
     if node.op_type in ("Cast", "CastLike") and _is_stored_integer(first):
         return "it reads a weight stored in 8 bits or fewer, which would grow"
     size = _result_size(node)
+    if node.op_type == "ConstantOfShape" and size is not None and size > _FILLED:
+        return "it fills a tensor with one number, which is smaller than the tensor"
     if size is None:
         return "the size of its result is not known before it runs"
     if size > output_limit and size > _size(first):
@@ -167,6 +186,8 @@ def _result_size(node: ir.Node) -> int | None:
     if shape is not None and shape.is_static():
         return math.prod(int(size) for size in shape.numpy())
     given = [value for value in node.inputs if value is not None]
+    if node.op_type == "ConstantOfShape" and given:
+        return int(np.prod(read_weight(given[0]).astype(np.float64)))
     if node.op_type in ("Expand", "Tile"):
         factor = np.prod(read_weight(given[1]).astype(np.float64)) if len(given) > 1 else 1.0
         return int(min(max(_size(given[0]), 1) * max(factor, 1.0), 2.0**62))

@@ -1,0 +1,88 @@
+"""Recognise an RMSNorm that an exporter wrote out, and write it as one node.
+
+``y = x / √(mean(x²) + ε) · scale`` → ``RMSNormalization(x, scale)`` (Zhang, Sennrich, "Root Mean
+Square Layer Normalization", arXiv:1910.07467, equation 4).
+
+Below opset 23 the standard has no such operator; ONNX Runtime has had the same kernel since before
+as ``SimplifiedLayerNormalization``, which is also what onnxruntime-genai's builder writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+
+from onnxq.graph.versions import opset_of
+from onnxq.passes.base import Context, Pass, PassReport, Promise
+from onnxq.passes.match import Any, find, fuse_sites, read_elsewhere, replace
+from onnxq.passes.norm_match import (
+    epsilon_of,
+    mean,
+    normalized,
+    normalized_sizes,
+    read_axes,
+    square,
+    take_affine,
+    unit_scale,
+)
+
+__all__ = ["FuseRmsNorm"]
+
+_X = Any("x")
+_PATTERN = normalized(_X, mean(square(_X), "mean_square"))
+_STANDARD_SINCE = 23
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FuseRmsNorm(Pass):
+    """Write a decomposed RMSNorm as one node.
+
+    Matches: ``x / √(mean(x²) + ε)`` over the last axes, with the scale that follows it.
+    Writes: RMSNormalization from opset 23 on, before that ONNX Runtime's
+        SimplifiedLayerNormalization; a scale of ones when there is none.
+    Leaves: matches of which an inner value is a graph output or read elsewhere; computed ε;
+        axes that are not the last.
+
+    Attributes:
+        form: ``standard`` writes nothing that is not in the ONNX standard.
+    """
+
+    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
+    form: Literal["auto", "standard"] = "auto"
+
+    def call(self, model: ir.Model, context: Context) -> PassReport:
+        """Fuse every site that can be; the report says why the others were left."""
+        opset = opset_of(model)
+        return fuse_sites(model, frozenset(["Div", "Mul"]), lambda node: self._fuse(node, opset))
+
+    def _fuse(self, node: ir.Node, opset: int) -> ir.Node | str | None:
+        found = find(node, _PATTERN)
+        if found is None:
+            return None
+        x = found.values["x"]
+        epsilon = epsilon_of(found)
+        if isinstance(epsilon, str):
+            return epsilon
+        if self.form == "standard" and opset < _STANDARD_SINCE:
+            return f"RMSNormalization needs opset 23, the model has {opset}: run convert_opset"
+        rank = None if x.shape is None else len(x.shape)
+        axes = read_axes(found.nodes["mean_square"], rank)
+        if isinstance(axes, str):
+            return axes
+        sizes = normalized_sizes(found, axes)
+        if isinstance(sizes, str):
+            return sizes
+        reason = read_elsewhere(found)
+        if reason is not None:
+            return reason
+        affine = take_affine(found, sizes, bias=False)
+        scale = affine.scale if affine.scale is not None else unit_scale(affine.found, sizes)
+        standard = opset >= _STANDARD_SINCE
+        return replace(
+            affine.found,
+            "RMSNormalization" if standard else "SimplifiedLayerNormalization",
+            [x, scale],
+            {"axis": -len(axes), "epsilon": epsilon, "stash_type": 1},
+        )
