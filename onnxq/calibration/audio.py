@@ -96,13 +96,12 @@ def _target(spec: AudioSpec, inputs: Sequence[TensorSpec]) -> TensorSpec:
     waves = [item for item in floats if "state" not in item.name and item.name not in ("h", "c")]
     named = [item for item in floats if item.name == spec.input]
     chosen = named if spec.input is not None else waves
+    if not floats:
+        raise CalibrationError("The model has no float input, so none can take a waveform.")
     if len(chosen) != 1:
-        names = (
-            ", ".join(repr(item.name) for item in floats) or "none: the model has no float input"
-        )
         raise CalibrationError(
-            "The audio spec does not tell which input takes the waveform: set input to "
-            f"one of {names}."
+            "The audio spec does not tell which input takes the waveform: set input to one of "
+            f"{', '.join(repr(item.name) for item in floats)}."
         )
     return chosen[0]
 
