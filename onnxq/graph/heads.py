@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxq.graph.flow import Flow
+from onnxq.graph.flow import VIEWS, Flow
 from onnxq.graph.site_slots import integer
 from onnxq.graph.sites import Site
 from onnxq.graph.weight_source import stored_weight
@@ -78,10 +78,24 @@ def _split(site: Site | None, flow: Flow, fused: bool) -> tuple[int, int] | None
             target = _static(node.outputs[0])
         if target is None or len(target) < 3:
             continue
-        pair = _last_two(target, None if flow.crosses(["Split", "Slice"]) else features)
+        whole = features if _is_whole(node.inputs[0], site) else None
+        pair = _last_two(target, whole)
         if pair is not None:
             return _of_queries(pair, target, flow, features) if fused else pair
     return None
+
+
+def _is_whole(value: ir.Value | None, site: Site | None) -> bool:
+    """Whether the value is all that the projection gives, with its bias, and not a part."""
+    while value is not None and site is not None:
+        if value is site.output or value is site.result:
+            return True
+        node = value.producer()
+        if node is None or not (node.op_type in VIEWS or node.op_type == "Add"):
+            return False
+        computed = [v for v in node.inputs if v is not None and stored_weight(v) is None]
+        value = computed[0] if len(computed) == 1 or node.op_type in VIEWS else None
+    return False
 
 
 def _of_queries(

@@ -342,6 +342,46 @@ def test_fused_projection_split_into_heads(written, layout):
     assert (block.unknown is None) == (expected[0] is not None)
 
 
+def test_heads_from_a_reshape_that_tells_only_their_width(written):
+    """TorchScript writes view(.., -1, width), and rotary code slices after it."""
+    model = written(
+        """g (float[1,N,8] x, float w, float b, float wk, float wo, int64 each, int64 flat, int64 k,
+        int64 a, int64 z, int64 at) => (float y) {
+            p = MatMul(x, w)
+            pb = Add(p, b)
+            q4 = Reshape(pb, each)
+            qh = Transpose<perm=[0,2,1,3]>(q4)
+            half = Slice(qh, a, z, at)
+            qn = Neg(half)
+            qr = Concat<axis=-1>(qn, qn)
+            pk = MatMul(x, wk)
+            k4 = Reshape(pk, each)
+            kt = Transpose<perm=[0,2,3,1]>(k4)
+            sc = MatMul(qr, kt)
+            s = Softmax(sc)
+            vh = Transpose<perm=[0,2,1,3]>(k4)
+            c = MatMul(s, vh)
+            cf = Reshape(c, flat)
+            y = MatMul(cf, wo)
+        }""",
+        w=(8, 8),
+        b=(8,),
+        wk=(8, 2),
+        wo=(8, 8),
+        each=np.array([0, 0, -1, 2]),
+        flat=np.array([0, -1, 8]),
+        k=np.array([0]),
+        a=np.array([0]),
+        z=np.array([1]),
+        at=np.array([3]),
+    )
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+    (block,) = Topology(model).attention
+    assert (block.heads, block.kv_heads, block.head_dim) == (4, 1, 2)
+
+
 def test_multi_query_attention_from_one_projection(written):
     """Falcon: the last two entries of the axis of heads are the only key and the only value."""
     model = written(
