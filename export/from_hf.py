@@ -163,10 +163,11 @@ def _single_output(module: Any, names: tuple[str, ...], output: str) -> Any:
         def forward(self, **inputs: Any) -> Any:
             return getattr(self.network(**inputs), output)
 
-    wrapper = SingleOutput()
-    parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name in ("self", *names)
+    ]
     # The exporter and the check read the names of the inputs from the signature.
-    wrapper.forward.__func__.__signature__ = inspect.Signature(
-        [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *parameters]
-    )
-    return wrapper
+    forward: Any = SingleOutput.forward
+    forward.__signature__ = inspect.Signature(parameters)
+    return SingleOutput()

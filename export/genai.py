@@ -15,6 +15,7 @@ from typing import Any
 from onnxq.errors import ExportError, MissingDependency
 
 __all__ = [
+    "UnknownArchitecture",
     "build_with_genai",
     "copy_companions",
     "greedy_tokens",
@@ -46,6 +47,10 @@ _COMPANIONS = (
 _LOG_LINES = 15
 
 
+class UnknownArchitecture(ExportError):
+    """The model builder has no class for this architecture; tracing may still work."""
+
+
 def build_with_genai(
     checkpoint: Path, folder: Path, *, models: Sequence[str] = ("model.onnx",)
 ) -> None:
@@ -60,8 +65,8 @@ def build_with_genai(
         models: the ONNX files that must be there afterwards.
 
     Raises:
-        ExportError: the builder does not know the architecture, or failed; its last lines are
-            in the message.
+        UnknownArchitecture: the builder does not know the architecture.
+        ExportError: the builder failed; its last lines are in the message.
         MissingDependency: onnxruntime-genai is not installed.
     """
     require_genai("Exporting a decoder with a key/value cache")
@@ -82,19 +87,19 @@ def build_with_genai(
             check=False,
         )
     if done.returncode != 0 or not all((folder / name).exists() for name in models):
-        raise ExportError(_builder_failure(checkpoint, done.stdout))
+        raise _builder_failure(checkpoint, done.stdout)
 
 
-def _builder_failure(checkpoint: Path, log: str) -> str:
+def _builder_failure(checkpoint: Path, log: str) -> ExportError:
     architecture = (read_json(checkpoint / "config.json").get("architectures") or ["?"])[0]
     if "is not currently supported" in log:
-        return (
+        return UnknownArchitecture(
             f"onnxruntime-genai's model builder does not know the architecture {architecture!r} of "
             f"{str(checkpoint)!r}. Upgrade onnxruntime-genai, or export the module without a "
             "key/value cache through from_torch."
         )
     tail = "\n".join(log.strip().splitlines()[-_LOG_LINES:])
-    return (
+    return ExportError(
         f"onnxruntime-genai's model builder failed on {str(checkpoint)!r} ({architecture}). Its "
         f"last lines:\n{tail}"
     )

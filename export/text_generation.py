@@ -6,8 +6,9 @@ from pathlib import Path
 
 from onnxq.export.check import check_decoder
 from onnxq.export.exported import Exported, fresh_folder
-from onnxq.export.genai import build_with_genai, copy_companions
+from onnxq.export.genai import UnknownArchitecture, build_with_genai, copy_companions
 from onnxq.export.hf_folder import load_module
+from onnxq.export.traced_decoder import trace_decoder
 from onnxq.runtime import open_session
 
 __all__ = ["export_decoder"]
@@ -16,7 +17,7 @@ __all__ = ["export_decoder"]
 def export_decoder(
     checkpoint: Path, out: str | Path, *, source: str, overwrite: bool = False
 ) -> Exported:
-    """Export a checkpoint with onnxruntime-genai's model builder and check it.
+    """Export a checkpoint with onnxruntime-genai's model builder, or else by tracing; check it.
 
     Args:
         checkpoint: folder with ``config.json``, safetensors and tokenizer.
@@ -29,7 +30,12 @@ def export_decoder(
         MissingDependency: transformers, torch or onnxruntime-genai is not installed.
     """
     with fresh_folder(out, overwrite=overwrite) as folder:
-        build_with_genai(checkpoint, folder)
+        try:
+            build_with_genai(checkpoint, folder)
+            how = "onnxruntime-genai's model builder"
+        except UnknownArchitecture:
+            trace_decoder(checkpoint, folder)
+            how = "torch.onnx.export, as onnxruntime-genai's builder does not know it"
         copy_companions(checkpoint, folder)
         module = load_module("AutoModelForCausalLM", checkpoint)
         with open_session(folder / "model.onnx") as session:
@@ -43,5 +49,5 @@ def export_decoder(
         largest_error=verdict.largest,
         bound=verdict.bound,
         errors=verdict.errors,
-        notes=("decoder with key/value cache by onnxruntime-genai's model builder", *verdict.notes),
+        notes=(f"decoder with key/value cache by {how}", *verdict.notes),
     )

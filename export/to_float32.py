@@ -66,8 +66,9 @@ def _convert_weight(value: ir.Value) -> None:
     tensor = value.const_value
     if tensor is None or tensor.dtype not in _OTHERS:
         return
-    shape = [int(dim) for dim in tensor.shape]
-    replace_weight(value, shape=shape, dtype=ir.DataType.FLOAT, compute=_reader(tensor))
+    replace_weight(
+        value, shape=tensor.shape.numpy(), dtype=ir.DataType.FLOAT, compute=_reader(tensor)
+    )
 
 
 def _reader(tensor: ir.TensorProtocol) -> Callable[[], np.ndarray]:

@@ -141,20 +141,39 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(tmp_path):
             from_hf(name, tmp_path / "out")
 
 
-def test_an_architecture_that_the_builder_does_not_know_is_refused(
-    tmp_path, randomize, add_tokenizer
+def test_an_architecture_that_the_builder_does_not_know_is_traced(
+    tmp_path, randomize, add_tokenizer, reference_greedy
 ):
     config = transformers.GPTNeoXConfig(
         vocab_size=120,
         hidden_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=1,
     )
     randomize(transformers.GPTNeoXForCausalLM(config)).save_pretrained(tmp_path / "in")
     add_tokenizer(tmp_path / "in")
-    with pytest.raises(ExportError, match="does not know the architecture 'GPTNeoXForCausalLM'"):
+    exported = from_hf(tmp_path / "in", tmp_path / "out")
+    assert "torch.onnx.export" in exported.notes[0]
+    assert exported.largest_error <= exported.bound < 1e-5
+    with open_session(exported.models["model"]) as session:
+        names = [spec.name for spec in session.inputs]
+    assert names[:4] == ["input_ids", "attention_mask", "position_ids", "past_key_values.0.key"]
+    prompt = [3, 50, 7]
+    expected = reference_greedy(tmp_path / "in", prompt, 64)
+    assert greedy_tokens(exported.folder, prompt, 64) == expected
+
+
+def test_a_decoder_without_keys_and_values_is_refused(tmp_path, randomize, add_tokenizer):
+    config = transformers.MambaConfig(
+        vocab_size=120, hidden_size=32, num_hidden_layers=1, state_size=4
+    )
+    randomize(transformers.MambaForCausalLM(config)).save_pretrained(tmp_path / "in")
+    add_tokenizer(tmp_path / "in")
+    with pytest.raises(ExportError, match="something else than one key and one value per layer"):
         from_hf(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
