@@ -23,8 +23,15 @@ def input_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
 
 def _spec(value: ir.Value) -> TensorSpec:
     dtype = np.dtype(object) if value.dtype in (None, ir.DataType.STRING) else value.dtype.numpy()
-    dims = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape or ())
+    dims = tuple(_dim(dim) for dim in value.shape or ())
     return TensorSpec(value.name or "", dtype, dims)
+
+
+def _dim(dim: int | ir.SymbolicDim) -> int | str | None:
+    """A size, a name, or None; a negative size is how paddle2onnx writes a dynamic axis."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return dim.value
 
 
 def checked_samples(samples: Iterable[Any], model: ir.Model | Sequence[TensorSpec]) -> Samples:
