@@ -75,15 +75,21 @@ def sort_graphs(model: ir.Model) -> bool:
     Raises:
         UnsupportedGraph: a graph has a cycle; the sentence lists its nodes.
     """
-    moved = False
+    unsorted = [path for path, graph in walk_graphs(model) if not _is_sorted(graph)]
+    if not unsorted:
+        return False
     for path, graph in walk_graphs(model):
-        if not _is_sorted(graph):
-            cycle = find_cycle(graph)
-            if cycle:
-                raise UnsupportedGraph(_cycle_sentence(path, cycle) + ".")
-            graph.sort()
-            moved = True
-    return moved
+        cycle = find_cycle(graph)
+        if cycle:
+            raise UnsupportedGraph(_cycle_sentence(path, cycle) + ".")
+    try:
+        model.graph.sort()
+        for function in model.functions.values():
+            function.sort()
+    except ValueError as error:
+        where = ", ".join(path or "the main graph" for path in unsorted)
+        raise UnsupportedGraph(f"nodes of {where} read each other in a cycle.") from error
+    return True
 
 
 def name_nodes(model: ir.Model) -> bool:
@@ -93,6 +99,7 @@ def name_nodes(model: ir.Model) -> bool:
     """
     changed = False
     taken: set[str] = set()
+    counts: dict[str, int] = {}
     nodes = [node for _, node in walk_nodes(model)]
     wished = {node.name for node in nodes if node.name}
     for node in nodes:
@@ -100,9 +107,8 @@ def name_nodes(model: ir.Model) -> bool:
             taken.add(node.name)
             continue
         base = node.name or f"node_{node.op_type}"
-        count = 0
-        while (candidate := f"{base}_{count}") in taken or candidate in wished:
-            count += 1
+        while (candidate := f"{base}_{counts.get(base, 0)}") in taken or candidate in wished:
+            counts[base] = counts.get(base, 0) + 1
         node.name = candidate
         taken.add(candidate)
         changed = True

@@ -10,7 +10,7 @@ against the schemas of both versions, and whatever is not provably the same is r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -120,6 +120,9 @@ def _why_not(node: ir.Node, have: int, minimum: int) -> str | None:
     if have < _OLDEST_CONVERTED:
         return f"opsets below {_OLDEST_CONVERTED} broadcast differently"
     converted = False
+    malformed = _malformed(node, have)
+    if malformed is not None:
+        return malformed
     for version in operator_versions(node.op_type):
         if not have < version <= minimum:
             continue
@@ -131,6 +134,25 @@ def _why_not(node: ir.Node, have: int, minimum: int) -> str | None:
             reason = None if converted else _changed_structure(node, version)
         if reason is not None or (rule is not None and rule.becomes):
             return reason
+    return None
+
+
+def _malformed(node: ir.Node, have: int) -> str | None:
+    """What in a node of a standard operator is not as the definition it claims to follow."""
+    import onnx
+
+    if not any(version <= have for version in operator_versions(node.op_type)):
+        return None
+    schema = onnx.defs.get_schema(node.op_type, have, "")
+    if len(node.inputs) < schema.min_input or len(node.outputs) < schema.min_output:
+        return "it has fewer inputs or outputs than the operator"
+    for name, attribute in node.attributes.items():
+        kind: Any = schema.attributes[name].type if name in schema.attributes else attribute.type
+        if int(kind) != int(attribute.type):
+            return f"its attribute {name!r} is not of the type that the operator has"
+    for name, wanted in schema.attributes.items():
+        if wanted.required and name not in node.attributes:
+            return f"its attribute {name!r} is missing"
     return None
 
 

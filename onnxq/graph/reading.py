@@ -173,7 +173,7 @@ def _from_proto(proto: onnx.ModelProto, origin: str) -> ir.Model:
     from onnxq.graph.proto import check_proto, expand_sparse
 
     check_proto(proto, origin)
-    proto = expand_sparse(proto)
+    proto = expand_sparse(proto, origin)
     try:
         return ir.serde.deserialize_model(proto)
     except (ir.serde.SerdeError, ValueError, KeyError, TypeError, NotImplementedError) as error:

@@ -162,6 +162,9 @@ def needed_ir_version(model: ir.Model) -> int:
             values += node.outputs
             if node.metadata_props:
                 needed = max(needed, 10)
+            for attribute in node.attributes.values():
+                if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
+                    needed = max(needed, _IR_OF_DTYPE.get(attribute.as_tensor().dtype, 4))
         for value in values:
             if value.dtype is not None:
                 needed = max(needed, _IR_OF_DTYPE.get(value.dtype, 4))

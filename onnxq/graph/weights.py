@@ -28,7 +28,13 @@ __all__ = [
     "weight_tensor",
 ]
 
-_CONSTANT_FIELDS = ("value", "value_float", "value_floats", "value_int", "value_ints")
+_CONSTANT_FIELDS = {
+    "value": ir.AttributeType.TENSOR,
+    "value_float": ir.AttributeType.FLOAT,
+    "value_floats": ir.AttributeType.FLOATS,
+    "value_int": ir.AttributeType.INT,
+    "value_ints": ir.AttributeType.INTS,
+}
 
 
 def is_weight(value: ir.Value | None) -> bool:
@@ -180,9 +186,9 @@ def _known_tensor(value: ir.Value) -> ir.TensorProtocol | None:
         return None if value.is_graph_input() else value.const_value
     if producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
         return None
-    for field in _CONSTANT_FIELDS:
+    for field, kind in _CONSTANT_FIELDS.items():
         attribute = producer.attributes.get(field)
-        if attribute is not None and not attribute.is_ref():
+        if attribute is not None and not attribute.is_ref() and attribute.type == kind:
             return _attribute_tensor(field, attribute)
     return None
 
@@ -241,14 +247,19 @@ def _is_packed(array: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: ir.Da
 
 
 def _value_names(graph: ir.Graph | ir.Function) -> set[str | None]:
+    """Names given in the graph and its bodies, and those its nodes read from outside."""
     names: set[str | None] = {value.name for value in graph.inputs}
     if isinstance(graph, ir.Graph):
         names.update(graph.initializers)
     for node in graph:
-        names.update(value.name for value in node.inputs if value is not None)
-        names.update(value.name for value in node.outputs)
-        for _, body in bodies(node):
-            names |= _value_names(body)
+        for value in node.outputs:
+            names.add(value.name)
+        for read in node.inputs:
+            if read is not None:
+                names.add(read.name)
+        if node.attributes:
+            for _, body in bodies(node):
+                names |= _value_names(body)
     return names
 
 

@@ -126,6 +126,36 @@ def test_ir_version_too_new_is_lowered_unless_an_element_type_needs_it() -> None
         load(plain)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"raw_data": b"\0" * 15}, r"tensor 'w' of type FLOAT\[2, 2\] has 15 bytes and not 16"),
+        ({"raw_data": b""}, "has 0 bytes and not 16"),
+        ({"data_type": 0}, "has the unknown element type 0"),
+        ({"data_type": 1000}, "has the unknown element type 1000"),
+        ({"dims": [2, -2]}, r"has the shape \[2, -2\]"),
+        ({"dims": [3, 3]}, "has 16 bytes and not 36"),
+    ],
+)
+def test_a_damaged_tensor_is_named(change: dict[str, object], says: str) -> None:
+    for in_constant in (False, True):
+        tensor = numpy_helper.from_array(np.zeros((2, 2), np.float32), "w")
+        for field, content in change.items():
+            tensor.ClearField(field)
+            if isinstance(content, list):
+                getattr(tensor, field).extend(content)
+            else:
+                setattr(tensor, field, content)
+        model = proto_of(RELU)
+        if in_constant:
+            model.graph.node.append(helper.make_node("Constant", [], ["w"]))
+            model.graph.node[1].attribute.add(name="value", type=4).t.CopyFrom(tensor)
+        else:
+            model.graph.initializer.append(tensor)
+        with pytest.raises(ModelLoadError, match=says):
+            load(model)
+
+
 def test_missing_external_data(tmp_path: Path) -> None:
     path = matmul_with_external(tmp_path)
     (tmp_path / "w.bin").unlink()
