@@ -15,20 +15,23 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from onnxq.calibration import range_of
+from onnxq.calibration import check_ranges
 from onnxq.errors import UnsupportedGraph
 from onnxq.graph import Site, find_sites
 from onnxq.graph.opset import opset_of
+from onnxq.graph.scratch import Scratch
 from onnxq.graph.stage import Stage
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.int8_weights import Int8Weights
-from onnxq.passes.qdq_placement import Placement
+from onnxq.passes.qdq_placement import Placement, observed_ranges
 from onnxq.passes.qdq_targets import ActivationType, Target, target_of
 from onnxq.passes.qdq_writing import QdqWriter, bias_refusal, weight_refusal
+from onnxq.passes.site_noise import measure_sites, noisiest
 
 __all__ = ["InsertQdq"]
 
@@ -58,6 +61,10 @@ class InsertQdq(Pass):
         quantize_ops: operator types to quantize; None takes all the target has kernels for.
         exclude: name patterns, or operator types, of sites to leave in float.
         activation_matmuls: also quantize products of two activations (attention scores).
+        min_output_db: signal-to-noise ratio the outputs are to keep; the sites that would put
+            most noise on them are left in float until the rest adds up to less. Measured on
+            calibration samples, one run of the model for each site; 0 does not measure.
+        noise_samples: calibration samples to measure that on.
     """
 
     target: str = "onnxruntime-cpu"
@@ -69,6 +76,8 @@ class InsertQdq(Pass):
     quantize_ops: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     activation_matmuls: bool = False
+    min_output_db: float = 25.0
+    noise_samples: int = 4
 
     promise: ClassVar[Promise] = Promise.CLOSE
     needs_stage: ClassVar[Stage] = Stage.CALIBRATED
@@ -79,6 +88,7 @@ class InsertQdq(Pass):
 
         Raises:
             UnsupportedGraph: says what was found and what to run first.
+            CalibrationError: there are no ranges, or the graph was edited after they were taken.
             RecipeError: there are no rules for the target.
         """
         target_of(self.target)
@@ -96,59 +106,77 @@ class InsertQdq(Pass):
                 f"{opset_of(model)}: put convert_opset with minimum={_MINIMUM_OPSET} earlier in "
                 "the recipe."
             )
-        inputs = [site.input for site in floats if site.input is not None]
-        if inputs and not any(range_of(value) for value in inputs):
-            raise UnsupportedGraph(
-                f"No activation of the model has an observed range (the first wanted is "
-                f"{inputs[0].name!r}): put the calibrate pass earlier in the recipe."
-            )
+        check_ranges(model)
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Plan every point first, then write weights, biases and the points."""
         target = target_of(self.target)
         placement = self._placement(model, target)
-        weights = Int8Weights(
-            context.scratch,
-            bits=7 if self.reduce_range else 8,
-            per_channel=self.weight_format == "int8_channel",
-            keep_sums=self.rounding == "sums",
-        )
+        weights = self._weights(context.scratch)
         writer = QdqWriter(model, weights, integer_bias=target.integer_bias)
-        reasons: dict[str, str] = {}
-        accepted: list[Site] = []
-        products: list[Site] = []
         sites = find_sites(model)
+        reports: dict[str, SiteReport] = {}
+        accepted: list[Site] = []
+        products = [site for site in sites if self._is_product(site, placement)]
         for site in sites:
-            if self._is_product(site, placement):
-                products.append(site)
-                continue
             reason = self._refusal(site, target, placement)
-            if reason is None:
+            reports[site.name] = SiteReport(site=site.name, reason=reason)
+            if reason is None and site not in products:
                 accepted.append(site)
-            else:
-                reasons[site.name] = reason
+        moved = any(site.bias_node for site in accepted if site.kind.startswith("Conv"))
         accepted = [writer.absorb_conv_bias(site) for site in accepted]
+        for name, reason in self._noisy(model, accepted, placement, weights, context).items():
+            reports[name] = SiteReport(site=name, reason=reason)
+        accepted = [site for site in accepted if reports[site.name].reason is None]
         for site in accepted:
             placement.add_site(site)
         for site in products:
             placement.add_input(site.node, 0)
             placement.add_input(site.node, 1)
+            reports[site.name] = SiteReport(site=site.name, format=self._activation(target))
         placement.spread(accepted)
-        reports = {}
         for number, site in enumerate(accepted):
-            context.progress("insert_qdq", number, len(accepted))
+            context.progress("insert QDQ", number, len(accepted))
             reports[site.name] = self._write(site, writer, placement)
         writer.write_points(placement.points.values())
         writer.shield((site.node for site in accepted), target)
         writer.remove_unused()
-        for site in products:
-            reports[site.name] = SiteReport(site=site.name, format=self._activation(target))
-        reports.update(
-            {name: SiteReport(site=name, reason=reason) for name, reason in reasons.items()}
-        )
         return PassReport(
-            modified=bool(accepted or products),
-            sites=tuple(reports[site.name] for site in sites),
+            modified=bool(accepted or products or moved), sites=tuple(reports.values())
+        )
+
+    def _noisy(
+        self,
+        model: ir.Model,
+        sites: list[Site],
+        placement: Placement,
+        weights: Int8Weights,
+        context: Context,
+    ) -> dict[str, str]:
+        """The sites that int8 would make too noisy, each with the reason."""
+        if context.samples is None or self.min_output_db <= 0 or not sites:
+            return {}
+        noise = measure_sites(
+            model,
+            sites,
+            placement,
+            weights,
+            context.samples,
+            self.noise_samples,
+            context.progress,
+        )
+        return {
+            name: f"int8 here alone would leave {-10 * math.log10(noise[name]):.1f} dB at the "
+            f"outputs, and all of the model is to keep {self.min_output_db:g} dB"
+            for name in noisiest(noise, 10 ** (-self.min_output_db / 10))
+        }
+
+    def _weights(self, scratch: Scratch) -> Int8Weights:
+        return Int8Weights(
+            scratch,
+            bits=7 if self.reduce_range else 8,
+            per_channel=self.weight_format == "int8_channel",
+            keep_sums=self.rounding == "sums",
         )
 
     def _placement(self, model: ir.Model, target: Target) -> Placement:
@@ -156,6 +184,7 @@ class InsertQdq(Pass):
         return Placement(
             model,
             target,
+            ranges=observed_ranges(model),
             dtype=self._activation(target),
             symmetric=target.symmetric if symmetric is None else symmetric,
         )
@@ -179,7 +208,7 @@ class InsertQdq(Pass):
             return False
         if site.path or self._is_excluded(site):
             return False
-        return all(value is not None and range_of(value) is not None for value in site.node.inputs)
+        return all(v is not None and placement.range_of(v) is not None for v in site.node.inputs)
 
     def _is_excluded(self, site: Site) -> bool:
         return any(

@@ -98,8 +98,8 @@ def scale_floor(bias: Array, input_scale: float) -> Array:
     """The smallest weight scale, [channels], with which a bias still fits into int32.
 
     A channel whose weights are almost zero has an almost zero scale, and round(b / (s_x · s_c))
-    would overflow. Its weights are rounded coarser instead: with |x| ≤ 255·s_x that moves the output
-    by at most 2^-23·|b| per input, which is the float32 rounding of the bias itself.
+    would overflow. Its weights are rounded coarser instead: with |x| ≤ 255·s_x that moves the
+    output by at most 2^-23·|b| per input, which is the float32 rounding of the bias itself.
     """
     return (np.abs(bias.astype(np.float64)) / (input_scale * _BIAS_LIMIT)).astype(np.float32)
 
@@ -133,6 +133,12 @@ class Int8Weights:
         self._per_channel = per_channel
         self._keep_sums = keep_sums
         self._written: dict[tuple[object, ...], Int8Weight] = {}
+
+    def fresh(self) -> Int8Weights:
+        """One with the same settings that has written nothing."""
+        return Int8Weights(
+            Scratch(), bits=self._bits, per_channel=self._per_channel, keep_sums=self._keep_sums
+        )
 
     def write(
         self,

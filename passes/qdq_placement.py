@@ -8,16 +8,16 @@ the producer is a kernel that writes int8 itself and has no float value to offer
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.calibration import Range, range_of
+from onnxq.calibration import ChannelRange, Range, range_of
 from onnxq.graph import Site, is_weight, read_weight
 from onnxq.passes.qdq_targets import ActivationType, Target
 
-__all__ = ["Parameters", "Placement", "Point", "activation_parameters"]
+__all__ = ["Parameters", "Placement", "Point", "activation_parameters", "observed_ranges"]
 
 _LIMITS: dict[ActivationType, tuple[int, int]] = {"uint8": (0, 255), "int8": (-128, 127)}
 
@@ -71,6 +71,17 @@ def activation_parameters(
     return Parameters(scale, zero, dtype)
 
 
+def observed_ranges(model: ir.Model) -> dict[str, Range]:
+    """The range per tensor of every observed value of the main graph, by name."""
+    found: dict[str, Range] = {}
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    for value in values:
+        known = range_of(value)
+        if known is not None and value.name:
+            found[value.name] = known.overall if isinstance(known, ChannelRange) else known
+    return found
+
+
 class Placement:
     """The points of one model, gathered site by site and then spread over its operators."""
 
@@ -79,15 +90,52 @@ class Placement:
         model: ir.Model,
         target: Target,
         *,
+        ranges: Mapping[str, Range],
         dtype: ActivationType,
         symmetric: bool,
     ) -> None:
         """Plan for ``model`` by the rules of ``target``; the model is only read."""
         self._model = model
         self._target = target
+        self._ranges = ranges
         self._dtype: ActivationType = dtype
         self._symmetric = symmetric
         self.points: dict[ir.Value, Point] = {}
+
+    def on(self, copy: ir.Model) -> Placement:
+        """An empty plan by the same rules for a copy of the model."""
+        return Placement(
+            copy,
+            self._target,
+            ranges=self._ranges,
+            dtype=self._dtype,
+            symmetric=self._symmetric,
+        )
+
+    def range_of(self, value: ir.Value) -> Range | None:
+        """The observed range of a value, cut to the bounds of the Clip that writes it."""
+        found = self._ranges.get(value.name or "")
+        return None if found is None else _within_clip(value, found)
+
+    def parameters(self, value: ir.Value) -> Parameters:
+        """Scale and zero point of an observed value (of a zero when it was not observed)."""
+        known = self.range_of(value) or Range(0.0, 0.0)
+        return activation_parameters(
+            known.low, known.high, dtype=self._dtype, symmetric=self._symmetric
+        )
+
+    def writes_int8(self, site: Site) -> bool:
+        """Whether the kernel of a site gives int8 results."""
+        return site.kind in self._target.writes_int8
+
+    def chain(self, site: Site) -> tuple[list[ir.Node], ir.Value]:
+        """The nodes from a site to the end of what its kernel absorbs, and their last value."""
+        nodes = [site.node] if site.bias_node is None else [site.node, site.bias_node]
+        end = self._end(site.result) if self.writes_int8(site) else site.result
+        last = end.producer()
+        if end is not site.result and last is not None:
+            nodes.append(last)
+        return nodes, end
 
     def refusal(self, site: Site) -> str | None:
         """Why the activations of a site cannot be quantized; None when they can."""
@@ -96,7 +144,7 @@ class Placement:
         if is_weight(site.input):
             return "its input is a constant: fold constants first"
         missing = self._unobserved(site.input)
-        if missing is None and self._writes_int8(site):
+        if missing is None and self.writes_int8(site):
             missing = self._unobserved(self._end(site.result))
         return missing
 
@@ -107,7 +155,7 @@ class Placement:
         self.add_input(
             site.node, next(i for i, v in enumerate(site.node.inputs) if v is site.input)
         )
-        if self._writes_int8(site):
+        if self.writes_int8(site):
             self._point(self._end(site.result)).all = True
 
     def add_input(self, node: ir.Node, index: int) -> None:
@@ -138,25 +186,15 @@ class Placement:
 
     def _point(self, value: ir.Value) -> Point:
         if value not in self.points:
-            found = range_of(value)
-            if found is None:  # pass-through operators: replaced by their input's parameters
-                found = Range(0.0, 0.0)
-            low, high = _within_clip(value, float(found.low), float(found.high))
-            parameters = activation_parameters(
-                low, high, dtype=self._dtype, symmetric=self._symmetric
-            )
-            self.points[value] = Point(value, parameters)
+            self.points[value] = Point(value, self.parameters(value))
         return self.points[value]
 
     def _unobserved(self, value: ir.Value) -> str | None:
         if value.dtype not in (None, ir.DataType.FLOAT):
             return f"its activations are {value.dtype.name}, and QuantizeLinear is used on float32"
-        if range_of(value) is None:
+        if self.range_of(value) is None:
             return f"no range was observed for {value.name!r}: run the calibrate pass on it"
         return None
-
-    def _writes_int8(self, site: Site) -> bool:
-        return site.kind in self._target.writes_int8
 
     def _end(self, value: ir.Value) -> ir.Value:
         """The value behind the activation that the kernel writing ``value`` absorbs."""
@@ -167,7 +205,7 @@ class Placement:
         output = reader.outputs[0]
         if reader.op_type not in self._target.absorbed or reader.graph is not self._model.graph:
             return value
-        if range_of(output) is None:
+        if self.range_of(output) is None:
             return value
         # Relu and Clip from 0 vanish only when the smallest code means 0.
         if reader.op_type == "Clip" and (bounds := _clip_bounds(reader)) != (0.0, bounds[1]):
@@ -190,7 +228,7 @@ class Placement:
                 continue
             inputs = [node.inputs[index] for index in self._activations(node)]
             output = node.outputs[0]
-            if (moves or range_of(output) is not None) and all(
+            if (moves or self.range_of(output) is not None) and all(
                 value is not None and (value in found or value in self.points) for value in inputs
             ):
                 found.add(output)
@@ -245,11 +283,12 @@ def _clip_bounds(node: ir.Node) -> tuple[float | None, float | None]:
     return bounds[0], bounds[1]
 
 
-def _within_clip(value: ir.Value, low: float, high: float) -> tuple[float, float]:
+def _within_clip(value: ir.Value, found: Range) -> Range:
     """The range, cut to the bounds of the Clip that writes the value: observers may overshoot."""
     producer = value.producer()
     if producer is None or producer.op_type != "Clip":
-        return low, high
+        return found
     smallest, largest = _clip_bounds(producer)
-    low = low if smallest is None else max(low, smallest)
-    return low, high if largest is None else min(high, largest)
+    low = found.low if smallest is None else max(found.low, smallest)
+    high = found.high if largest is None else min(found.high, largest)
+    return Range(min(low, high), high)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.calibration import range_of, set_range
 from onnxq.graph import Site, add_weight, read_weight, unique_value_name
 from onnxq.passes.int8_weights import (
     Int8Weight,
@@ -97,11 +96,8 @@ class QdqWriter:
             compute=bias.astype(np.float32, copy=False),
         )
         _set_input(site.node, 2, value)
-        observed = range_of(output)
-        if observed is not None:
-            set_range(site.output, observed)
-        if output.is_graph_output():
-            site.output.name, output.name = output.name, site.output.name
+        # The observed range belongs to the name, and so may an output of the graph.
+        site.output.name, output.name = output.name, site.output.name
         output.replace_all_uses_with(site.output, replace_graph_outputs=True)
         self._graph.remove(add, safe=True)
         self._replaced.append(site.bias)
@@ -125,7 +121,7 @@ class QdqWriter:
         axis = 1 - site.out_axis if transposed else site.out_axis
         operand = node.inputs[site.weight_index]
         node.replace_input_with(
-            site.weight_index, self._dequantize(weight.codes, weight.scales, axis)
+            site.weight_index, self.dequantized(weight.codes, weight.scales, axis)
         )
         self._views.extend(site.via)
         self._replaced.extend(v for v in (site.weight, operand) if v is not None)
@@ -186,7 +182,7 @@ class QdqWriter:
         assert site.bias is not None  # it was read
         if self._integer_bias:
             codes, scales = int32_bias(bias, input_scale, weight.scale)
-            value = self._dequantize(
+            value = self.dequantized(
                 self._add(f"{site.bias.name}_int32", codes, ir.DataType.INT32),
                 self._add(f"{site.bias.name}_scale", scales, ir.DataType.FLOAT),
                 0,
@@ -208,7 +204,7 @@ class QdqWriter:
         kind = dtype or ir.DataType.FLOAT
         return add_weight(self._graph, name, shape=array.shape, dtype=kind, compute=array)
 
-    def _dequantize(self, codes: ir.Value, scales: ir.Value, axis: int) -> ir.Value:
+    def dequantized(self, codes: ir.Value, scales: ir.Value, axis: int) -> ir.Value:
         """The DequantizeLinear of stored codes, at the beginning of the graph."""
         if codes not in self._dequantized:
             shape = () if scales.shape is None else scales.shape.numpy()
@@ -239,9 +235,17 @@ class QdqWriter:
         readers = set(point.readers)
         if point.all:
             readers = {(use.node, use.idx) for use in value.uses()}
-        scale, zero = self._parameters(value, point.parameters)
+        back = self.pair(value, point.parameters)
+        for node, index in readers:
+            node.replace_input_with(index, back)
+        if point.all and value.is_graph_output():
+            self._hand_over_output(value, back)
+
+    def pair(self, value: ir.Value, parameters: Parameters) -> ir.Value:
+        """Put QuantizeLinear and DequantizeLinear behind ``value``; gives the rounded value."""
+        scale, zero = self._constants(value, parameters)
         coded = self._node("QuantizeLinear", [value, scale, zero], {}, f"{value.name}_quantized")
-        coded.dtype, coded.shape = _TYPES[point.parameters.dtype], value.shape
+        coded.dtype, coded.shape = _TYPES[parameters.dtype], value.shape
         back = self._node("DequantizeLinear", [coded, scale, zero], {}, f"{value.name}_dequantized")
         back.dtype, back.shape = ir.DataType.FLOAT, value.shape
         new = [node for node in (coded.producer(), back.producer()) if node is not None]
@@ -250,10 +254,7 @@ class QdqWriter:
             self._graph.insert_before(self._graph[0], new)
         else:
             self._graph.insert_after(producer, new)
-        for node, index in readers:
-            node.replace_input_with(index, back)
-        if point.all and value.is_graph_output():
-            self._hand_over_output(value, back)
+        return back
 
     def _hand_over_output(self, value: ir.Value, back: ir.Value) -> None:
         """Make ``back`` the graph output that ``value`` was, under its name."""
@@ -264,7 +265,7 @@ class QdqWriter:
             if output is value:
                 self._graph.outputs[index] = back
 
-    def _parameters(self, value: ir.Value, given: Parameters) -> tuple[ir.Value, ir.Value]:
+    def _constants(self, value: ir.Value, given: Parameters) -> tuple[ir.Value, ir.Value]:
         dtype = _TYPES[given.dtype]
         scale = np.asarray(given.scale, dtype=np.float32)
         zero = np.asarray(given.zero, dtype=dtype.numpy())
