@@ -54,7 +54,8 @@ class Clean(Pass):
         sites += [SiteReport(site=name) for name in _merge_constants(model)]
         changed |= sort_graphs(model)
         changed |= name_nodes(model)
-        for graph in (model.graph, *model.functions.values()):
+        graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+        for graph in graphs:
             changed |= _name_values(graph, set())
         changed |= any(site.reason is None for site in sites)
         return PassReport(modified=changed, sites=tuple(sites))
@@ -113,9 +114,13 @@ def _remove_unused(model: ir.Model) -> bool:
     for _, graph in walk_graphs(model):
         if isinstance(graph, ir.Graph):
             changed |= _remove_unread_weights(graph)
-    changed |= bool(common.RemoveUnusedFunctionsPass()(model).modified)
+    changed |= bool(_functions()(model).modified)
     changed |= bool(common.RemoveUnusedOpsetsPass()(model).modified)
     return changed
+
+
+def _functions() -> ir.passes.InPlacePass:
+    return common.RemoveUnusedFunctionsPass()  # type: ignore[no-untyped-call]
 
 
 def _remove_unread_weights(graph: ir.Graph) -> bool:

@@ -54,7 +54,7 @@ def lift_constant(node: ir.Node) -> str | None:
     name = output.name
     weight = ir.Value(
         name=name,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape([int(size) for size in tensor.shape.numpy()]),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
         doc_string=output.doc_string,

@@ -22,10 +22,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import UnsupportedGraph
+from onnxq.graph.opset import infer_shapes
 from onnxq.graph.walk import site_name, walk_graphs, walk_nodes
 from onnxq.graph.weights import add_weight, is_weight, read_weight, weight_tensor
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.constants_to_initializers import lift_constant
+from onnxq.passes.shape_facts import fold_shape_reads, note_reshapes
 
 __all__ = ["FoldConstants"]
 
@@ -78,9 +80,13 @@ class FoldConstants(Pass):
         left: dict[ir.Node, str] = {}
         before = [(site_name(path, node), node) for path, node in walk_nodes(model)]
         modified = False
+        infer_shapes(model)
         for done in range(_ROUNDS):
             context.progress("fold constants", done, 0)
-            changed = _fold_views(model, self.input_limit) | self._fold(model, left)
+            note_reshapes(model)
+            changed = _fold_views(model, self.input_limit)
+            changed |= self._fold(model, left)
+            changed |= fold_shape_reads(model)
             _tidy(model, {node for _, node in before})
             modified |= changed
             if not changed:
@@ -135,9 +141,10 @@ def _tidy(model: ir.Model, known: set[ir.Node]) -> None:
             continue
         if node.op_type == "Constant":
             lift_constant(node)
-        elif node.op_type == "Identity" and not node.outputs[0].uses():
-            if not node.outputs[0].is_graph_output():
-                node.graph.remove(node, safe=True)
+            continue
+        output = node.outputs[0]
+        if node.op_type == "Identity" and not (output.uses() or output.is_graph_output()):
+            node.graph.remove(node, safe=True)
 
 
 @contextmanager
@@ -225,13 +232,14 @@ def _transpose(source: ir.Value, node: ir.Node) -> None:
     if graph is None:
         return
     tensor = weight_tensor(source)
+    sizes = [int(size) for size in tensor.shape.numpy()]
     perm = node.attributes.get("perm")
-    axes = list(perm.as_ints()) if perm is not None else list(range(len(tensor.shape)))[::-1]
+    axes = list(perm.as_ints()) if perm is not None else list(range(len(sizes)))[::-1]
     stored = ir.Value(name=source.name, const_value=tensor)
     new = add_weight(
         graph,
         f"{source.name}_transposed",
-        shape=[int(tensor.shape[axis]) for axis in axes],
+        shape=[sizes[axis] for axis in axes],
         dtype=tensor.dtype,
         compute=lambda: np.ascontiguousarray(read_weight(stored).transpose(axes)),
     )

@@ -50,15 +50,11 @@ def _pattern() -> Either:
     turned = Either(
         (Op("Reshape", (flat, Any("unflat"))), Op("Transpose", (key,), name="transpose"))
     )
-    scores = Op("MatMul", (_number_scaled(Any("q"), "q"), _number_scaled(turned, "k")))
-    scaled = _number_scaled(scores, "s")
+    scores = Op("MatMul", (_scaled(Any("q"), "q"), _scaled(turned, "k")))
+    scaled = _scaled(scores, "s")
     weights = Op("Softmax", (Either((Op("Add", (scaled, Any("mask"))), scaled)),), name="softmax")
     guarded = Op("Where", (Op("IsNaN", (weights,)), Number(0.0), weights), name="guard")
     return Either((Op("MatMul", (guarded, Any("v"))), Op("MatMul", (weights, Any("v")))))
-
-
-def _number_scaled(of: Pattern, name: str) -> Either:
-    return _scaled(of, name)
 
 
 _PATTERN = _pattern()
@@ -101,7 +97,7 @@ def _fuse(node: ir.Node, opset: int) -> ir.Node | str | None:
     if transpose is not None and _order(transpose) == (0, 2, 3, 1):
         turn = ir.node("Transpose", [key], {"perm": [0, 2, 1, 3]}, name=f"{node.name}_key")
         turn.outputs[0].name = f"{key.name}_by_head"
-        turn.outputs[0].dtype = key.dtype
+        turn.outputs[0].type = key.type
         if node.graph is not None:
             node.graph.insert_before(node, turn)
         key = turn.outputs[0]

@@ -166,7 +166,7 @@ def _half(angle: ir.Value, half: int, x: ir.Value, before: ir.Node, halves: Halv
         node.outputs[0].name = f"{node.name}_output"
         graph.insert_before(before, node)
     result = spread.outputs[0]
-    result.dtype = angle.dtype
+    result.type = angle.type
     if angle.shape is not None:
         result.shape = ir.Shape([None, angle.shape[1], half])
     halves[angle] = result

@@ -93,7 +93,7 @@ def normalized_sizes(found: Found, axes: tuple[int, ...]) -> tuple[int, ...] | s
         scale = _scale_behind(found) if len(axes) == 1 else None
         if scale is None:
             return f"the size of the normalized axes of {x.name!r} is not known"
-        dtype, known = scale.dtype, (int(scale.shape[0]),)
+        dtype, known = scale.dtype, (int(scale.size),)
         x.dtype = dtype if x.dtype is None else x.dtype
     if dtype not in NORM_DTYPES:
         return f"the element type of {x.name!r} is {dtype}, which no norm takes"
@@ -102,7 +102,7 @@ def normalized_sizes(found: Found, axes: tuple[int, ...]) -> tuple[int, ...] | s
 
 def _scale_behind(found: Found) -> ir.TensorProtocol | None:
     """The constant vector that the sole reader of a match multiplies by."""
-    uses = found.root.outputs[0].uses()
+    uses = tuple(found.root.outputs[0].uses())
     if len(uses) != 1 or uses[0].node.op_type != "Mul":
         return None
     other = uses[0].node.inputs[1 - uses[0].idx]
@@ -158,7 +158,7 @@ def _sole_operand(
     found: Found, op_type: str, size: tuple[int, ...]
 ) -> tuple[ir.Node, ir.Value] | None:
     output = found.root.outputs[0]
-    uses = output.uses()
+    uses = tuple(output.uses())
     if len(uses) != 1 or output.is_graph_output():
         return None
     reader = uses[0].node

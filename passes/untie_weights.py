@@ -82,7 +82,8 @@ def _copy(site: Site) -> str | None:
     if source is None or graph is None:
         return "it has no weight"
     tensor = weight_tensor(source)
-    axes = list(range(len(tensor.shape)))
+    sizes = [int(size) for size in tensor.shape.numpy()]
+    axes = list(range(len(sizes)))
     for node in site.via:
         if node.op_type == "Transpose":
             perm = node.attributes.get("perm")
@@ -92,7 +93,7 @@ def _copy(site: Site) -> str | None:
     own = add_weight(
         graph,
         f"{source.name}_{site.kind.lower()}",
-        shape=[int(tensor.shape[axis]) for axis in axes],
+        shape=[sizes[axis] for axis in axes],
         dtype=tensor.dtype,
         compute=lambda: np.ascontiguousarray(read_weight(stored).transpose(axes)),
     )
