@@ -28,6 +28,8 @@ _MODULES = (
     "fuse_attention",
     "untie_weights",
     "clean",
+    "calibrate",
+    "insert_qdq",
     "quantize_weights",
 )
 

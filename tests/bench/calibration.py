@@ -61,7 +61,8 @@ THEIRS_RANGES = (
     + """
 import json
 from onnxruntime.quantization.calibrate import create_calibrator
-calibrator = create_calibrator(sys.argv[1], calibrate_method=CalibrationMethod.Entropy)
+calibrator = create_calibrator(sys.argv[1], augmented_model_path=sys.argv[3] + ".onnx",
+                               calibrate_method=CalibrationMethod.Entropy)
 calibrator.collect_data(Reader(sys.argv[2]))
 ranges = calibrator.compute_data()
 with open(sys.argv[3], "w") as file:
