@@ -77,7 +77,6 @@ class _Sets:
 def find_residual(model: ir.Model, index: SiteIndex, norms: Sequence[Norm]) -> list[ResidualStream]:
     """List the streams that a site writes and somebody reads, the most additions first."""
     biases = {site.bias_node for site in index.sites if site.bias_node is not None}
-    inside = {node for norm in norms if norm.is_decomposed for node in norm.nodes}
     skips = {norm.node: norm for norm in norms if len(norm.inputs) == 2}
     sets, adds = _Sets(), []
     for _, node in walk_nodes(model):
@@ -87,8 +86,6 @@ def find_residual(model: ir.Model, index: SiteIndex, norms: Sequence[Norm]) -> l
             if norm.sum is not None:
                 sets.join(norm.inputs[0], norm.sum)
             adds.append(node)
-        elif node in inside:
-            continue
         elif node.op_type == "Add" and node not in biases and not _has_constant(node):
             for value in _given(node):
                 sets.join(node.outputs[0], value)

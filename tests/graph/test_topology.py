@@ -479,6 +479,38 @@ def test_decomposed_layer_norm(written, square, scaled):
     assert topology.feeding_norm(topology.sites[0]) is norm
 
 
+def test_the_gate_is_the_arm_with_the_nonlinearity(written):
+    for product in ("Mul(act, u)", "Mul(u, act)"):
+        model = written(
+            f"""g (float[N,4] x, float wg, float wu, float wd) => (float y) {{
+                gate = MatMul(x, wg)
+                u = MatMul(x, wu)
+                act = com.microsoft.Gelu(gate)
+                both = {product}
+                y = MatMul(both, wd)
+            }}""",
+            wg=(4, 8),
+            wu=(4, 8),
+            wd=(8, 4),
+        )
+        (block,) = Topology(model).mlps
+        assert names(block.gate, block.up, block.down) == ["wg", "wu", "wd"]
+
+
+def test_a_product_with_the_root_is_no_norm(written):
+    model = written(
+        f"""g (float[N,4] x, {BLOCK_INPUTS}) => (float y) {{
+            sq = Pow(x, two)
+            v = ReduceMean<keepdims=1>(sq, last)
+            ve = Add(v, eps)
+            r = Sqrt(ve)
+            y = Mul(x, r)
+        }}""",
+        **CONSTANTS,
+    )
+    assert Topology(model).norms == ()
+
+
 def test_variance_that_divides_something_else_is_no_norm(written):
     model = written(
         f"""g (float[N,4] x, float[N,4] other, {BLOCK_INPUTS}) => (float y) {{
