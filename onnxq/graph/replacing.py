@@ -181,7 +181,11 @@ class Replacement:
     def _is_mentioned_by(model: Path, data_name: str) -> bool:
         """Whether a model file has ``data_name`` as a location, without parsing the model."""
         name = os.fsencode(data_name)
-        field = b"\x12" + (bytes([len(name)]) if len(name) < 128 else b"") + name
+        # A location is field 2 of a protobuf message: tag 0x12, length, text. No file name is
+        # longer than 255 bytes, so the length takes one byte or two.
+        count = len(name)
+        length = bytes([count]) if count < 128 else bytes([count & 127 | 128, count >> 7])
+        field = b"\x12" + length + name
         try:
             with model.open("rb") as file, _mapped(file) as content:
                 return content.find(field) >= 0 or content.find(b"/" + name) >= 0

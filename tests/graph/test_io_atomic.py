@@ -326,6 +326,15 @@ def test_data_that_another_model_reads_is_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == FINAL | {"with_past.onnx"}
 
 
+def test_a_long_name_is_recognized_in_the_model(tmp_path: Path) -> None:
+    target = tmp_path / f"{'n' * 150}.onnx"
+    save(generation(1), target, external=True)
+    other = tmp_path / "other.onnx"
+    other.write_bytes(target.read_bytes())
+    save(generation(2), target, external=True)
+    assert (number_in(target), number_in(other)) == (2, 1)
+
+
 def test_a_file_system_without_links_keeps_the_tagged_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
