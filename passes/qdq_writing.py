@@ -147,7 +147,7 @@ class QdqWriter:
             value = node.inputs[0]
             if value is not None and _comes_dequantized(value, target):
                 kept = self._node("Max", [value], {}, f"{value.name}_float")
-                kept.dtype, kept.shape = value.dtype, value.shape
+                kept.type, kept.shape = value.type, value.shape
                 producer = kept.producer()
                 assert producer is not None  # just made
                 self._graph.insert_before(node, producer)

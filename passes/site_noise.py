@@ -185,7 +185,7 @@ class _Twins:
         )
         chosen = self._append("Equal", [self._selector, number], f"{site.name}_chosen")
         switch = self._append("Where", [chosen, last, end], f"{site.name}_switch")
-        switch.dtype, switch.shape = end.dtype, end.shape
+        switch.type, switch.shape = end.type, end.shape
         where = switch.producer()
         for user, position in tuple(end.uses()):
             if user is not where:
@@ -200,7 +200,7 @@ class _Twins:
             node.domain, node.op_type, inputs, node.attributes.values(), name=f"{node.name}_twin"
         )
         for old, new in zip(node.outputs, twin.outputs, strict=True):
-            new.name, new.dtype, new.shape = f"{old.name}_twin", old.dtype, old.shape
+            new.name, new.type, new.shape = f"{old.name}_twin", old.type, old.shape
             replaced[old] = new
         self._graph.append(twin)
 

@@ -1,0 +1,121 @@
+"""Dynamic int8: weights stored as int8, activations quantized as they come. No data needed.
+
+For y = x·W with W = codes·s_c (one scale per output channel) and x ≈ s_x·(q_x − z_x)::
+
+    MatMul(x, W)  →  q_x, s_x, z_x = DynamicQuantizeLinear(x)
+                     y = Cast(MatMulInteger(q_x, codes, z_x)) · (s_x · s_c)
+
+ONNX Runtime runs the right side as one kernel (DynamicQuantizeMatMul, or MatMulIntegerToFloat when
+several sites share x). One range for the whole activation tensor is the weak point: a single
+outlier takes resolution from every token, and small language models lose most of their quality.
+An LSTM becomes com.microsoft's DynamicQuantizeLSTM, which does the same inside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from onnxq.errors import UnsupportedGraph
+from onnxq.graph import Site, find_sites
+from onnxq.graph.opset import opset_of
+from onnxq.graph.stage import Stage
+from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.dynamic_writing import DynamicWriter, dynamic_refusal, lstm_refusal
+from onnxq.passes.int8_weights import Int8Weights
+
+__all__ = ["DynamicInt8"]
+
+_MINIMUM_OPSET = 11
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DynamicInt8(Pass):
+    """Integer matrix products with activations quantized at run time.
+
+    Matches: MatMul and Gemm with a constant float32 weight, in bodies and functions too; LSTM and
+    Conv when asked.
+    Writes: DynamicQuantizeLinear (one for all sites that read a value), MatMulInteger,
+    DynamicQuantizeLSTM, ConvInteger.
+    Leaves: computed weights, weights on the left, other types, what is excluded.
+
+    Attributes:
+        reduce_range: 7-bit weights, for x86 CPUs without VNNI.
+        convolutions: also write ConvInteger. ONNX Runtime's is several times slower than its
+            float Conv, so this saves size and not time.
+        recurrent: also write DynamicQuantizeLSTM.
+        exclude: name patterns, or operator types, of sites to leave in float.
+    """
+
+    reduce_range: bool = False
+    convolutions: bool = False
+    recurrent: bool = True
+    exclude: tuple[str, ...] = ()
+
+    promise: ClassVar[Promise] = Promise.CLOSE
+    gives_stage: ClassVar[Stage | None] = Stage.QUANTIZED
+
+    def requires(self, model: ir.Model) -> None:
+        """Refuse a model that is quantized already or too old.
+
+        Raises:
+            UnsupportedGraph: says what was found and what to do first.
+        """
+        sites = [site for site in find_sites(model) if not site.is_embedding]
+        done = [site for site in sites if site.already is not None]
+        if done and not any(s.already is None and s.weight is not None for s in sites):
+            raise UnsupportedGraph(
+                f"The model is already quantized: {done[0].name!r} is {done[0].already}, and no "
+                "float weight is left. Quantize the float model it was made from."
+            )
+        if opset_of(model) < _MINIMUM_OPSET:
+            raise UnsupportedGraph(
+                f"DynamicQuantizeLinear needs opset {_MINIMUM_OPSET}, and the model has "
+                f"{opset_of(model)}: put convert_opset with minimum={_MINIMUM_OPSET} earlier in "
+                "the recipe."
+            )
+
+    def call(self, model: ir.Model, context: Context) -> PassReport:
+        """Rewrite site by site."""
+        bits = 7 if self.reduce_range else 8
+        writer = DynamicWriter(model, Int8Weights(context.scratch, bits=bits))
+        reports: dict[str, SiteReport] = {}
+        sites = find_sites(model)
+        for number, site in enumerate(sites):
+            context.progress("dynamic int8", number, len(sites))
+            reason = self._refusal(site)
+            if reason is not None:
+                reports[site.name] = SiteReport(site=site.name, reason=reason)
+                continue
+            weight = writer.write(site)
+            if weight is not None:
+                reports[site.name] = SiteReport(
+                    site=site.name,
+                    format="int8_channel",
+                    bits=weight.bits,
+                    error=weight.error,
+                    nbytes=weight.nbytes,
+                )
+        writer.finish()
+        return PassReport(
+            modified=any(report.reason is None for report in reports.values()),
+            sites=tuple(reports.values()),
+        )
+
+    def _refusal(self, site: Site) -> str | None:
+        if site.already is not None:
+            return f"it is already quantized ({site.already})"
+        if site.is_embedding:
+            return "it is a table to look up, not a weight to multiply by"
+        if any(fnmatch.fnmatchcase(site.name, p) or p == site.kind for p in self.exclude):
+            return "the recipe leaves it in float"
+        if site.kind == "LSTM":
+            return lstm_refusal(site) if self.recurrent else "recurrent layers are not asked for"
+        if site.kind == "Conv" and not self.convolutions:
+            return "ONNX Runtime's ConvInteger is slower than a float Conv; convolutions=true asks"
+        if site.refusal is not None:
+            return site.refusal
+        return dynamic_refusal(site)
