@@ -21,6 +21,7 @@ from onnxq.errors import CalibrationError, UnsupportedGraph
 from onnxq.evaluate.deviation import Deviation, DeviationSums
 from onnxq.evaluate.feeds import feeds_of
 from onnxq.graph import load
+from onnxq.graph.reading import find_model_file
 from onnxq.graph.sites import find_sites
 from onnxq.runtime import Session, TensorSpec, open_session
 
@@ -103,7 +104,7 @@ def compare_models(
     """Run both models on every sample and measure the deviation of the second from the first.
 
     Args:
-        reference: the model to measure against: a file, bytes, or a model in memory.
+        reference: the model to measure against: a file or folder, bytes, or a model in memory.
         candidate: the model to measure.
         samples: inputs by name; iterated once, or several times when ``layers``.
         layers: also compare the results of all sites of the main graph that both models compute:
@@ -121,6 +122,7 @@ def compare_models(
         OnnxqError: the runtime failed.
     """
     report = progress or (lambda what, done, total: None)
+    reference, candidate = _file(reference), _file(candidate)
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(open_session(reference, threads=threads))
         second = stack.enter_context(open_session(candidate, threads=threads))
@@ -143,6 +145,11 @@ def compare_models(
         samples=count,
         skipped=skipped,
     )
+
+
+def _file(source: Source) -> Source:
+    """The model file of a folder; anything else as it is."""
+    return find_model_file(Path(source)) if isinstance(source, (str, Path)) else source
 
 
 def _run(

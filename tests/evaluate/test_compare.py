@@ -127,6 +127,15 @@ def test_two_models_layer_by_layer():
     assert found.worst_layer is last and not found.skipped
 
 
+def test_files_folders_and_bytes_are_taken(tmp_path):
+    from onnxq.graph import save
+
+    path = save(network(), tmp_path / "model.onnx")
+    for source in (path, str(tmp_path), path.read_bytes()):
+        found = compare_models(source, network(1.01), SAMPLES, layers=True)
+        assert len(found.layers) == 2 and found.outputs[0].deviation.sqnr_db < 41
+
+
 def test_samples_that_can_be_read_only_once_are_enough():
     found = compare_models(network(), network(1.01), iter(SAMPLES), layers=True)
     assert found.samples == 3 and found.layers[1].deviation.elements == 3 * 18

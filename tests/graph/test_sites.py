@@ -370,6 +370,33 @@ def test_bodies_and_functions(written):
     assert argument.refusal == ("its weight is the input 'q' of a function: inline functions first")
 
 
+def test_a_weight_that_a_caller_may_override_is_refused(written):
+    model = written("g (float[N,4] x, float w) => (float y) { y = MatMul(x, w) }", w=(4, 6))
+    model.graph.inputs.append(model.graph.initializers["w"])
+    assert only(model).refusal == (
+        "its weight 'w' is also a model input, which a caller may override"
+    )
+
+
+def test_a_loop_body_is_searched_and_its_carried_value_is_no_weight(written):
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["": 21]>
+        g (float[4,4] x, int64 n, bool c) => (float[4,4] y)
+        <float[4,4] w = {0,1,2,3,0,1,2,3,0,1,2,3,0,1,2,3}> {
+            y = Loop (n, c, x) <
+                body = step (int64 i, bool d, float[4,4] h) => (bool e, float[4,4] o) {
+                    e = Identity(d)
+                    k = MatMul(h, w)
+                    o = MatMul(k, h)
+                }
+            >
+        }"""
+    )
+    first, second = find_sites(model)
+    assert first.weight.name == "w" and first.refusal is None and first.path.endswith("body")
+    assert second.refusal == "its weight is the input 'h' of the graph 'step'"
+
+
 def test_names_are_unique_even_when_nodes_have_none(written):
     model = written(
         "g (float[N,4] x, float w) => (float y) { h = MatMul(x, w)\n y = MatMul(h, w) }", w=(4, 4)
