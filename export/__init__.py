@@ -12,7 +12,7 @@ from onnxq.export.from_gguf import from_gguf
 from onnxq.export.from_hf import from_hf
 from onnxq.export.from_onnx import from_onnx
 from onnxq.export.from_torch import from_torch
-from onnxq.export.genai import copy_companions, greedy_tokens
+from onnxq.export.genai import copy_companions
 from onnxq.export.tasks import TASKS
 
 __all__ = [
@@ -24,5 +24,4 @@ __all__ = [
     "from_hf",
     "from_onnx",
     "from_torch",
-    "greedy_tokens",
 ]

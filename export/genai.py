@@ -1,4 +1,7 @@
-"""Text-generation folders for onnxruntime-genai: written by its builder, run, and carried along."""
+"""Folders for onnxruntime-genai: written by its model builder, and carried along.
+
+They are run by `onnxq.runtime.generation`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,6 @@ __all__ = [
     "UnknownArchitecture",
     "build_with_genai",
     "copy_companions",
-    "greedy_tokens",
     "is_companion",
     "read_json",
     "require_genai",
@@ -103,44 +105,6 @@ def _builder_failure(checkpoint: Path, log: str) -> ExportError:
         f"onnxruntime-genai's model builder failed on {str(checkpoint)!r} ({architecture}). Its "
         f"last lines:\n{tail}"
     )
-
-
-def greedy_tokens(folder: str | Path, prompt: Sequence[int], count: int) -> list[int]:
-    """Generate ``count`` tokens in onnxruntime-genai, each the likeliest, not stopping at the end.
-
-    Args:
-        folder: what `onnxq.export.from_gguf` or `from_hf` wrote, or an artifact made of it.
-        prompt: token ids, at least one.
-        count: number of tokens to generate.
-
-    Raises:
-        ExportError: the folder is not one that onnxruntime-genai loads; its message is kept.
-        MissingDependency: onnxruntime-genai is not installed.
-    """
-    genai = require_genai("Generating text")
-    model = _genai_model(genai, folder)
-    options = genai.GeneratorParams(model)
-    total = len(prompt) + count
-    options.set_search_options(max_length=total, min_length=total, do_sample=False)
-    generator = genai.Generator(model, options)
-    generator.append_tokens(list(prompt))
-    tokens: list[int] = []
-    while len(tokens) < count and not generator.is_done():
-        generator.generate_next_token()
-        tokens.append(int(generator.get_next_tokens()[0]))
-    return tokens
-
-
-def _genai_model(genai: Any, folder: str | Path) -> Any:
-    if not (Path(folder) / "genai_config.json").is_file():
-        raise ExportError(
-            f"The folder {str(folder)!r} has no genai_config.json, so onnxruntime-genai cannot "
-            "run it. Export a text-generation model with from_gguf or from_hf."
-        )
-    try:
-        return genai.Model(str(folder))
-    except Exception as error:
-        raise ExportError(f"onnxruntime-genai does not load {str(folder)!r}: {error}") from error
 
 
 def require_genai(purpose: str) -> Any:

@@ -209,3 +209,15 @@ def transformers_greedy(folder, prompt, count):
 @pytest.fixture(scope="session")
 def reference_greedy():
     return transformers_greedy
+
+
+def genai_greedy(folder, prompt, count):
+    from onnxq.runtime.generation import TextGenerator
+
+    with TextGenerator(folder) as generator:
+        return list(generator.generate(prompt, count, stop_at_end=False).ids)
+
+
+@pytest.fixture(scope="session")
+def greedy_tokens():
+    return genai_greedy

@@ -1,7 +1,7 @@
 import pytest
 
 from onnxq.errors import ExportError
-from onnxq.export import from_gguf, greedy_tokens
+from onnxq.export import from_gguf
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_every_comparison_is_within_rounding(exported):
     assert 0 < exported.largest_error <= exported.bound < 1e-4
 
 
-def test_generates_the_tokens_of_transformers(exported, reference_greedy):
+def test_generates_the_tokens_of_transformers(exported, greedy_tokens, reference_greedy):
     checkpoint = exported.folder.parent / "checkpoint"
     for prompt in ([5, 17, 40], [99]):
         tokens = greedy_tokens(exported.folder, prompt, 64)
@@ -66,7 +66,9 @@ def test_an_unknown_architecture_is_refused_and_nothing_is_lost(make_gguf, gguf_
 
 
 @pytest.mark.slow
-def test_smollm2_generates_the_64_greedy_tokens_of_transformers(tmp_path, reference_greedy):
+def test_smollm2_generates_the_64_greedy_tokens_of_transformers(
+    tmp_path, greedy_tokens, reference_greedy
+):
     from transformers import AutoTokenizer
 
     from onnxq.models import zoo

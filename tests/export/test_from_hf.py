@@ -1,7 +1,7 @@
 import pytest
 
 from onnxq.errors import ExportError
-from onnxq.export import export_model, from_hf, greedy_tokens
+from onnxq.export import export_model, from_hf
 from onnxq.export.from_hf import detect_task
 from onnxq.runtime import open_session
 
@@ -33,7 +33,7 @@ def test_a_decoder_agrees_at_every_step(llama_export):
 
 
 def test_a_decoder_generates_the_tokens_of_transformers(
-    llama_folder, llama_export, reference_greedy
+    llama_folder, llama_export, greedy_tokens, reference_greedy
 ):
     prompt = [3, 50, 7, 7]
     expected = reference_greedy(llama_folder, prompt, 64)
@@ -142,7 +142,7 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(tmp_path):
 
 
 def test_an_architecture_that_the_builder_does_not_know_is_traced(
-    tmp_path, randomize, add_tokenizer, reference_greedy
+    tmp_path, randomize, add_tokenizer, greedy_tokens, reference_greedy
 ):
     config = transformers.GPTNeoXConfig(
         vocab_size=120,

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from onnxq.errors import ExportError
-from onnxq.export import copy_companions, greedy_tokens
+from onnxq.export import copy_companions
 from onnxq.export.genai import build_with_genai
 
 
@@ -45,17 +45,6 @@ def test_renamed_models_are_followed_in_every_section(tmp_path):
         "model.onnx",
         "kept.onnx",
     ]
-
-
-def test_a_folder_that_cannot_generate_says_so(tmp_path):
-    with pytest.raises(ExportError, match=r"has no genai_config\.json"):
-        greedy_tokens(tmp_path, [1], 4)
-
-
-def test_a_broken_genai_folder_keeps_the_runtimes_message(tmp_path):
-    (tmp_path / "genai_config.json").write_text('{"model": {"type": "llama"}}')
-    with pytest.raises(ExportError, match="onnxruntime-genai does not load"):
-        greedy_tokens(tmp_path, [1], 4)
 
 
 def test_the_builders_last_words_are_in_the_message(tmp_path):

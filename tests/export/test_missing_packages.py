@@ -45,9 +45,3 @@ def test_from_torch(without, tmp_path):
     without("torch")
     with pytest.raises(MissingDependency, match=r"'torch'.*\[torch\]"):
         export.from_torch(object(), (), tmp_path / "out")
-
-
-def test_greedy_tokens(without, tmp_path):
-    without("onnxruntime_genai")
-    with pytest.raises(MissingDependency, match=r"'onnxruntime-genai'.*\[genai\]"):
-        export.greedy_tokens(tmp_path, [1], 1)
