@@ -13,6 +13,7 @@ Min-max and percentile: Krishnamoorthi 2018 (arXiv:1806.08342); moving average: 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
@@ -22,6 +23,7 @@ from onnxq.calibration.collect import DEFAULT_BUDGET
 from onnxq.calibration.observable import observable_values
 from onnxq.calibration.observers import Method
 from onnxq.errors import CalibrationError
+from onnxq.graph import is_weight, read_weight
 from onnxq.graph.sites import find_sites
 from onnxq.graph.stage import Stage
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
@@ -41,8 +43,8 @@ class Calibrate(Pass):
 
     Matches: floating-point activations of the main graph.
     Writes: their ranges, in ``value.meta``; nothing else.
-    Leaves: weights, integers, values inside bodies and functions (the runtime cannot return
-    them), values that hold NaN, infinities or mask constants.
+    Leaves: weights, integers, what only a Relu reads, values inside bodies and functions (the
+    runtime cannot return them), values that hold NaN, infinities or mask constants.
 
     Attributes:
         observer: how a range is chosen from what was seen.
@@ -53,6 +55,8 @@ class Calibrate(Pass):
         symmetric: ranges are centred on zero.
         per_channel: one range per channel (axis 1 around convolutions, the last one elsewhere).
         values: ``all`` activations, or only the inputs and outputs of linear ``sites``.
+        before_activations: also observe what only a Relu (or a Clip from 0) reads. Kernels that
+            write int8 absorb these operators, so it is wanted only when codes are symmetric.
         budget: bytes of activations that one run of the model may return.
     """
 
@@ -64,6 +68,7 @@ class Calibrate(Pass):
     symmetric: bool = False
     per_channel: bool = False
     values: Literal["all", "sites"] = "all"
+    before_activations: bool = False
     budget: int = DEFAULT_BUDGET
 
     promise: ClassVar[Promise] = Promise.SAME_BITS
@@ -84,6 +89,8 @@ class Calibrate(Pass):
             )
         found = observable_values(model)
         names = found.names if self.values == "all" else _site_values(model, found.names)
+        absorbed = {} if self.before_activations else _absorbed(model, names)
+        names = [name for name in names if name not in absorbed]
         ranges = collect_ranges(
             model,
             names,
@@ -98,7 +105,7 @@ class Calibrate(Pass):
             if value.name in ranges:
                 set_range(value, ranges[value.name])
         stamp_ranges(model)
-        reasons = {**found.reasons, **ranges.reasons}
+        reasons = {**found.reasons, **absorbed, **ranges.reasons}
         rows = [SiteReport(site=name) for name in ranges]
         rows += [SiteReport(site=name, reason=reason) for name, reason in reasons.items()]
         return PassReport(modified=False, sites=tuple(rows))
@@ -119,7 +126,34 @@ def _values(model: ir.Model) -> list[ir.Value]:
     return [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
 
 
-def _site_values(model: ir.Model, names: tuple[str, ...]) -> list[str]:
+def _absorbed(model: ir.Model, names: Sequence[str]) -> dict[str, str]:
+    """Those of ``names`` that only a Relu or a Clip from 0 reads, with the reason to skip them."""
+    wanted = set(names)
+    reasons: dict[str, str] = {}
+    for node in model.graph:
+        if not _cuts_at_zero(node) or node.inputs[0] is None:
+            continue
+        value = node.inputs[0]
+        is_inner = value.producer() is not None and not value.is_graph_output()
+        if value.name in wanted and is_inner and len(value.uses()) == 1:
+            reasons[value.name or ""] = (
+                f"only {node.op_type} node {node.name!r} reads it, which int8 kernels absorb "
+                "(before_activations=true observes it all the same)"
+            )
+    return reasons
+
+
+def _cuts_at_zero(node: ir.Node) -> bool:
+    """Whether the node is a Relu, or a Clip whose lower bound is the constant 0."""
+    if node.domain not in ("", "ai.onnx") or node.op_type != "Clip":
+        return node.domain in ("", "ai.onnx") and node.op_type == "Relu"
+    if "min" in node.attributes:
+        return node.attributes["min"].as_float() == 0
+    bound = node.inputs[1] if len(node.inputs) > 1 else None
+    return bound is not None and is_weight(bound) and not read_weight(bound).any()
+
+
+def _site_values(model: ir.Model, names: Sequence[str]) -> list[str]:
     """The names among ``names`` that a linear site of the main graph reads or writes."""
     wanted: set[str | None] = set()
     for site in find_sites(model):

@@ -18,7 +18,7 @@ from tests.bench.measure import measure, report
 OURS_STATIC = """
 import sys, onnxq
 onnxq.quantize(sys.argv[1], "int8_static", data=sys.argv[2], out=sys.argv[3], check="off",
-               set=["calibrate.observer=entropy"])
+               set=["calibrate.observer=entropy", "insert_qdq.min_output_db=0"])
 """
 
 READER = """

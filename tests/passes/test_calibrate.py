@@ -55,6 +55,32 @@ def test_the_graph_is_left_as_it_is(model, context):
     assert Calibrate.needs_samples
 
 
+CLIPPED = """<ir_version: 9, opset_import: ["" : 19]>
+g (float[N, 4] x) => (float[N, 4] y, float[N, 4] z)
+<float zero = {0}, float low = {-1}, float six = {6}>
+{
+  a = Neg(x)
+  b = Clip(a, zero, six)
+  c = Neg(b)
+  y = Relu(c)
+  d = Neg(c)
+  z = Clip(d, low, six)
+}"""
+
+
+def test_what_only_an_absorbed_activation_reads_is_left(context):
+    model = ir.from_onnx_text(CLIPPED)
+    report = Calibrate().call(model, context)
+    # c has two readers, and the Clip behind d does not begin at 0.
+    assert set(ranges(model)) == {"x", "b", "c", "d", "y", "z"}
+    [left] = report.left
+    assert left.site == "a"
+    assert "only Clip node" in left.reason
+    assert "before_activations=true observes it" in left.reason
+    Calibrate(before_activations=True).call(model, context)
+    assert set(ranges(model)) == {"x", "a", "b", "c", "d", "y", "z"}
+
+
 def test_only_sites(model, context):
     Calibrate(values="sites").call(model, context)
     assert set(ranges(model)) == {"n", "m", "a"}
