@@ -51,7 +51,7 @@ class PpOcr(Task):
     primary: ClassVar[str] = "same_text"
     tolerance: ClassVar[float | None] = 0.0
 
-    pages: int = 6
+    pages: int = 3
     rendered: int = 2
 
     def build(self, folder: Path) -> dict[str, Path]:

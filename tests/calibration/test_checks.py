@@ -28,6 +28,14 @@ def test_a_good_sample_is_passed_on():
     assert [spec.name for spec in input_specs(MODEL)] == ["pixels", "lengths"]
 
 
+def test_a_negative_dimension_is_a_dynamic_one():
+    model = ONE_INPUT.clone()
+    model.graph.inputs[0].shape = ir.Shape([-1, 2])
+    assert input_specs(model)[0].shape == (None, 2)
+    [sample] = checked_samples([{"x": np.zeros((5, 2), np.float32)}], model)
+    assert sample["x"].shape == (5, 2)
+
+
 def test_integers_are_widened():
     [sample] = checked_samples([good(lengths=np.array([1, 2], np.int32))], MODEL)
     assert sample["lengths"].dtype == np.int64
