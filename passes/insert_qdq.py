@@ -76,7 +76,7 @@ class InsertQdq(Pass):
     quantize_ops: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     activation_matmuls: bool = False
-    min_output_db: float = 25.0
+    min_output_db: float = 30.0
     noise_samples: int = 4
 
     promise: ClassVar[Promise] = Promise.CLOSE
