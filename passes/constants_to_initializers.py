@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxq.graph.walk import site_name, walk_nodes
 from onnxq.graph.weights import is_weight, weight_tensor
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.match import home_of
 
 __all__ = ["ConstantsToInitializers", "lift_constant"]
 
@@ -36,14 +37,16 @@ class ConstantsToInitializers(Pass):
         sites = []
         for path, node in walk_nodes(model):
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                sites.append(SiteReport(site=site_name(path, node), reason=lift_constant(node)))
+                sites.append(
+                    SiteReport(site=site_name(path, node), reason=lift_constant(model, node))
+                )
         report = PassReport(modified=False, sites=tuple(sites))
         return dataclasses.replace(report, modified=bool(report.changed))
 
 
-def lift_constant(node: ir.Node) -> str | None:
+def lift_constant(model: ir.Model, node: ir.Node) -> str | None:
     """Lift one Constant, or return the reason why not."""
-    graph, output = node.graph, node.outputs[0]
+    graph, output = home_of(model, node), node.outputs[0]
     if not isinstance(graph, ir.Graph):
         return "it is in a function, which cannot hold initializers: inline functions first"
     if output.is_graph_output():

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnxq.graph.weights import add_weight, is_weight, read_weight, weight_tensor
 from onnxq.passes.base import Context, Pass, PassReport, Promise
-from onnxq.passes.match import fuse_sites
+from onnxq.passes.match import fuse_sites, home_of
 
 __all__ = ["FoldBatchNorm"]
 
@@ -37,19 +37,19 @@ class FoldBatchNorm(Pass):
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Fold every site that can be; the report says why the others were left."""
-        return fuse_sites(model, frozenset(["BatchNormalization"]), _fold)
+        return fuse_sites(model, frozenset(["BatchNormalization"]), lambda node: _fold(model, node))
 
 
-def _fold(norm: ir.Node) -> ir.Node | str | None:
+def _fold(model: ir.Model, norm: ir.Node) -> ir.Node | str | None:
     source = norm.inputs[0]
     linear = source.producer() if source is not None else None
     if source is None or linear is None or linear.op_type not in _LINEAR:
         return f"what it normalizes, {source.name if source else ''!r}, is no Conv or Gemm output"
     reason = _why_not(norm, source, linear)
-    graph = linear.graph
     weight = linear.inputs[1]
-    if reason is not None or weight is None or graph is None:
+    if reason is not None or weight is None:
         return reason or "it has no weight"
+    graph = home_of(model, linear)
     bias = linear.inputs[2] if len(linear.inputs) > 2 else None
     tensor = weight_tensor(weight)
     channels = int(weight_tensor(_input(norm, 1)).size)

@@ -27,6 +27,7 @@ from onnxq.graph.walk import site_name, walk_graphs, walk_nodes
 from onnxq.graph.weights import add_weight, is_weight, read_weight, weight_tensor
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.constants_to_initializers import lift_constant
+from onnxq.passes.match import home_of
 from onnxq.passes.shape_facts import fold_shape_reads, note_reshapes
 
 __all__ = ["FoldConstants"]
@@ -140,7 +141,7 @@ def _tidy(model: ir.Model, known: set[ir.Node]) -> None:
         if node in known or node.graph is None:
             continue
         if node.op_type == "Constant":
-            lift_constant(node)
+            lift_constant(model, node)
             continue
         output = node.outputs[0]
         if node.op_type == "Identity" and not (output.uses() or output.is_graph_output()):
@@ -222,15 +223,13 @@ def _fold_views(model: ir.Model, input_limit: int) -> bool:
             continue
         if len(source.uses()) != 1 or source.is_graph_output() or output.is_graph_output():
             continue
-        _transpose(source, node)
+        _transpose(home_of(model, node), source, node)
         changed = True
     return changed
 
 
-def _transpose(source: ir.Value, node: ir.Node) -> None:
-    graph, output = node.graph, node.outputs[0]
-    if graph is None:
-        return
+def _transpose(graph: ir.Graph | ir.Function, source: ir.Value, node: ir.Node) -> None:
+    output = node.outputs[0]
     tensor = weight_tensor(source)
     sizes = [int(size) for size in tensor.shape.numpy()]
     perm = node.attributes.get("perm")

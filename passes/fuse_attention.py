@@ -11,9 +11,11 @@ import dataclasses
 import math
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.versions import opset_of
+from onnxq.graph.weights import add_weight
 from onnxq.passes.base import Context, Pass, PassReport, Promise
 from onnxq.passes.match import (
     Any,
@@ -25,6 +27,7 @@ from onnxq.passes.match import (
     as_number,
     find,
     fuse_sites,
+    home_of,
     read_elsewhere,
     replace,
 )
@@ -65,8 +68,8 @@ class FuseAttention(Pass):
     """Write decomposed attention as ``Attention`` (opset 23).
 
     Matches: ``softmax(scale · q kᵀ + mask) v`` with constant scales, with or without a mask.
-    Writes: Attention with the product of the scales. Heads that were repeated for grouped
-        queries stay repeated.
+    Writes: Attention with the product of the scales; an Expand of a mask without query rows.
+        Heads that were repeated for grouped queries stay repeated.
     Leaves: matches of which an inner value is a graph output or read elsewhere; computed scales;
         a guard against NaN rows where the mask may exclude a whole row with −inf; models below
         opset 23.
@@ -77,10 +80,10 @@ class FuseAttention(Pass):
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Fuse every site that can be; the report says why the others were left."""
         opset = opset_of(model)
-        return fuse_sites(model, frozenset(["MatMul"]), lambda node: _fuse(node, opset))
+        return fuse_sites(model, frozenset(["MatMul"]), lambda node: _fuse(model, node, opset))
 
 
-def _fuse(node: ir.Node, opset: int) -> ir.Node | str | None:
+def _fuse(model: ir.Model, node: ir.Node, opset: int) -> ir.Node | str | None:
     found = find(node, _PATTERN)
     if found is None:
         return None
@@ -103,7 +106,7 @@ def _fuse(node: ir.Node, opset: int) -> ir.Node | str | None:
         key = turn.outputs[0]
     inputs = [found.values["q"], key, found.values["v"]]
     if "mask" in found.values:
-        inputs.append(found.values["mask"])
+        inputs.append(_full_mask(model, found))
     return replace(found, "Attention", inputs, {"scale": scale})
 
 
@@ -165,6 +168,34 @@ def _swaps_last(found: Found) -> bool:
         and bounds[1] == (-2, -1)
         and (bounds[2] is not None and bounds[2][0] == -1 and bounds[2][1] >= 4)
     )
+
+
+def _full_mask(model: ir.Model, found: Found) -> ir.Value:
+    """The mask with one row for each query, which ONNX Runtime's kernel does not spread itself."""
+    mask, query, graph = found.values["mask"], found.values["q"], found.root.graph
+    if graph is None or mask.shape is None or query.shape is None:
+        return mask
+    rows, wanted = mask.shape[2], query.shape[2]
+    named = isinstance(rows, int) or rows.value is not None
+    if named and rows == wanted:
+        return mask
+    base = f"{found.root.name}_mask"
+    one = add_weight(
+        home_of(model, found.root),
+        f"{base}_one",
+        shape=[1],
+        dtype=ir.DataType.INT64,
+        compute=np.array([1]),
+    )
+    length = ir.node("Shape", [query], {"start": 2, "end": 3}, name=f"{base}_rows")
+    parts = [one, one, length.outputs[0], one]
+    shape = ir.node("Concat", parts, {"axis": 0}, name=f"{base}_shape")
+    spread = ir.node("Expand", [mask, shape.outputs[0]], name=f"{base}_spread")
+    for node in (length, shape, spread):
+        node.outputs[0].name = f"{node.name}_output"
+        graph.insert_before(found.root, node)
+    spread.outputs[0].type = mask.type
+    return spread.outputs[0]
 
 
 def _slice_of_shape(value: ir.Value | None, of: ir.Value) -> tuple[int, int] | None:

@@ -50,10 +50,10 @@ class FuseLayerNorm(Pass):
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Fuse every site that can be; the report says why the others were left."""
         opset = opset_of(model)
-        return fuse_sites(model, frozenset(["Div", "Mul"]), lambda node: _fuse(node, opset))
+        return fuse_sites(model, frozenset(["Div", "Mul"]), lambda node: _fuse(model, node, opset))
 
 
-def _fuse(node: ir.Node, opset: int) -> ir.Node | str | None:
+def _fuse(model: ir.Model, node: ir.Node, opset: int) -> ir.Node | str | None:
     found = find(node, _PATTERN)
     if found is None:
         return None
@@ -76,7 +76,7 @@ def _fuse(node: ir.Node, opset: int) -> ir.Node | str | None:
     if reason is not None:
         return reason
     affine = take_affine(found, sizes, bias=True)
-    scale = affine.scale if affine.scale is not None else unit_scale(affine.found, sizes)
+    scale = affine.scale if affine.scale is not None else unit_scale(model, affine.found, sizes)
     return replace(
         affine.found,
         "LayerNormalization",

@@ -55,9 +55,11 @@ class FuseRmsNorm(Pass):
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Fuse every site that can be; the report says why the others were left."""
         opset = opset_of(model)
-        return fuse_sites(model, frozenset(["Div", "Mul"]), lambda node: self._fuse(node, opset))
+        return fuse_sites(
+            model, frozenset(["Div", "Mul"]), lambda node: self._fuse(model, node, opset)
+        )
 
-    def _fuse(self, node: ir.Node, opset: int) -> ir.Node | str | None:
+    def _fuse(self, model: ir.Model, node: ir.Node, opset: int) -> ir.Node | str | None:
         found = find(node, _PATTERN)
         if found is None:
             return None
@@ -78,7 +80,7 @@ class FuseRmsNorm(Pass):
         if reason is not None:
             return reason
         affine = take_affine(found, sizes, bias=False)
-        scale = affine.scale if affine.scale is not None else unit_scale(affine.found, sizes)
+        scale = affine.scale if affine.scale is not None else unit_scale(model, affine.found, sizes)
         standard = opset >= _STANDARD_SINCE
         return replace(
             affine.found,

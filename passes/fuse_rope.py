@@ -24,6 +24,7 @@ from onnxq.passes.match import (
     as_number,
     find,
     fuse_sites,
+    home_of,
     read_elsewhere,
     replace,
 )
@@ -58,10 +59,10 @@ class FuseRope(Pass):
         """Fuse every site that can be; the report says why the others were left."""
         opset = opset_of(model)
         halves: Halves = {}
-        return fuse_sites(model, frozenset(["Add"]), lambda node: _fuse(node, opset, halves))
+        return fuse_sites(model, frozenset(["Add"]), lambda node: _fuse(model, node, opset, halves))
 
 
-def _fuse(node: ir.Node, opset: int, halves: Halves) -> ir.Node | str | None:
+def _fuse(model: ir.Model, node: ir.Node, opset: int, halves: Halves) -> ir.Node | str | None:
     found = find(node, _PATTERN)
     if found is None:
         return None
@@ -79,7 +80,7 @@ def _fuse(node: ir.Node, opset: int, halves: Halves) -> ir.Node | str | None:
         angles.append(source)
     x = found.values["x"]
     half = int(as_number(found.values["low_end"]) or 0)
-    inputs = [x, *(_half(angle, half, x, found.root, halves) for angle in angles)]
+    inputs = [x, *(_half(model, angle, half, x, found.root, halves) for angle in angles)]
     return replace(found, "RotaryEmbedding", inputs, {"interleaved": 0})
 
 
@@ -138,7 +139,9 @@ def _scales(node: ir.Node) -> bool:
     return node.op_type in ("Mul", "Div") and as_number(node.inputs[1]) is not None
 
 
-def _half(angle: ir.Value, half: int, x: ir.Value, before: ir.Node, halves: Halves) -> ir.Value:
+def _half(
+    model: ir.Model, angle: ir.Value, half: int, x: ir.Value, before: ir.Node, halves: Halves
+) -> ir.Value:
     """The first half of the last axis, once for each sequence of the batch; made only once."""
     graph = before.graph
     known = halves.get(angle)
@@ -147,7 +150,11 @@ def _half(angle: ir.Value, half: int, x: ir.Value, before: ir.Node, halves: Halv
     base = angle.name or "angle"
     numbers = {
         name: add_weight(
-            graph, f"{base}_{name}", shape=[1], dtype=ir.DataType.INT64, compute=np.array([number])
+            home_of(model, before),
+            f"{base}_{name}",
+            shape=[1],
+            dtype=ir.DataType.INT64,
+            compute=np.array([number]),
         )
         for name, number in (("start", 0), ("end", half), ("axis", 2), ("one", 1))
     }

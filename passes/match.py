@@ -14,6 +14,7 @@ from typing import Any as AnyValue
 
 import onnx_ir as ir
 
+from onnxq.errors import UnsupportedGraph
 from onnxq.graph.walk import site_name, walk_nodes
 from onnxq.graph.weights import is_weight, read_weight, weight_tensor
 from onnxq.passes.base import PassReport, SiteReport
@@ -27,6 +28,7 @@ __all__ = [
     "as_number",
     "find",
     "fuse_sites",
+    "home_of",
     "read_elsewhere",
     "replace",
 ]
@@ -145,6 +147,19 @@ def replace(
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     _remove_unread([member for member, _ in found.inside])
     return node
+
+
+def home_of(model: ir.Model, node: ir.Node) -> ir.Graph | ir.Function:
+    """Where a weight for the node goes: its graph, or the function whose graph that is.
+
+    The nodes of a function report the graph inside of it, which cannot hold initializers.
+    """
+    if node.graph is None:
+        raise UnsupportedGraph(f"Node {node.name!r} ({node.op_type}) is in no graph.")
+    for function in model.functions.values():
+        if function.graph is node.graph:
+            return function
+    return node.graph
 
 
 def import_domain(model: ir.Model, node: ir.Node) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.weights import add_weight, is_weight, read_weight, weight_tensor
-from onnxq.passes.match import Any, Either, Found, Number, Op, Pattern, as_number
+from onnxq.passes.match import Any, Either, Found, Number, Op, Pattern, as_number, home_of
 
 __all__ = [
     "NORM_DTYPES",
@@ -144,14 +144,12 @@ def take_affine(found: Found, size: tuple[int, ...], *, bias: bool) -> Affine:
     return Affine(found.extend(shift[0]), scale[1], shift[1])
 
 
-def unit_scale(found: Found, size: tuple[int, ...]) -> ir.Value | None:
+def unit_scale(model: ir.Model, found: Found, size: tuple[int, ...]) -> ir.Value:
     """A scale of ones for a norm that has none."""
-    graph, dtype = found.root.graph, found.values["x"].dtype
-    if graph is None or dtype is None:
-        return None
+    dtype = found.values["x"].dtype or ir.DataType.FLOAT
     ones = np.ones(size, dtype.numpy())
     name = f"{found.root.outputs[0].name}_ones"
-    return add_weight(graph, name, shape=size, dtype=dtype, compute=ones)
+    return add_weight(home_of(model, found.root), name, shape=size, dtype=dtype, compute=ones)
 
 
 def _sole_operand(

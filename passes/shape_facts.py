@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxq.graph.walk import walk_nodes
 from onnxq.graph.weights import add_weight, is_weight, read_weight
+from onnxq.passes.match import home_of
 
 __all__ = ["fold_shape_reads", "note_reshapes"]
 
@@ -42,7 +43,9 @@ def fold_shape_reads(model: ir.Model) -> bool:
         if size is None or graph is None or output is None or output.is_graph_output():
             continue
         name = f"{output.name}_known"
-        weight = add_weight(graph, name, shape=size.shape, dtype=ir.DataType.INT64, compute=size)
+        weight = add_weight(
+            home_of(model, node), name, shape=size.shape, dtype=ir.DataType.INT64, compute=size
+        )
         output.replace_all_uses_with(weight)
         graph.remove(node, safe=True)
         changed = True

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.weights import add_weight, read_weight, weight_tensor
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.match import home_of
 
 __all__ = ["UntieWeights"]
 
@@ -49,11 +50,11 @@ class UntieWeights(Pass):
         reports: list[SiteReport] = []
         for sites in shared.values():
             if len(sites) > 1:
-                reports += self._untie(sites)
+                reports += self._untie(model, sites)
         changed = any(report.reason is None for report in reports)
         return PassReport(modified=changed, sites=tuple(reports))
 
-    def _untie(self, sites: Sequence[Site]) -> list[SiteReport]:
+    def _untie(self, model: ir.Model, sites: Sequence[Site]) -> list[SiteReport]:
         keeper = next((site for site in sites if not site.via), sites[0])
         reports = []
         for site in sites:
@@ -63,7 +64,7 @@ class UntieWeights(Pass):
             if self.which == "different_orientation" and same:
                 reason: str | None = f"it reads the weight as {keeper.name!r} does"
             else:
-                reason = _copy(site)
+                reason = _copy(model, site)
             reports.append(SiteReport(site=site.name, reason=reason))
         return reports
 
@@ -73,13 +74,13 @@ def _orientation(site: Site) -> tuple[object, ...]:
     return site.kind == "Gather", turned, site.in_axis, site.out_axis
 
 
-def _copy(site: Site) -> str | None:
+def _copy(model: ir.Model, site: Site) -> str | None:
     """Give the site a weight of its own, or return the reason why not."""
     odd = [node.op_type for node in site.via if node.op_type not in ("Transpose", "Identity")]
-    graph, source = site.node.graph, site.weight
+    source = site.weight
     if odd:
         return f"its weight comes through {odd[0]}: fold constants first"
-    if source is None or graph is None:
+    if source is None:
         return "it has no weight"
     tensor = weight_tensor(source)
     sizes = [int(size) for size in tensor.shape.numpy()]
@@ -91,7 +92,7 @@ def _copy(site: Site) -> str | None:
             axes = [axes[axis] for axis in order]
     stored = ir.Value(name=source.name, const_value=tensor)
     own = add_weight(
-        graph,
+        home_of(model, site.node),
         f"{source.name}_{site.kind.lower()}",
         shape=[sizes[axis] for axis in axes],
         dtype=tensor.dtype,
