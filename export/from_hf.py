@@ -14,6 +14,7 @@ from typing import Any
 from onnxq.errors import ExportError
 from onnxq.export.exported import Exported, refuse_occupied
 from onnxq.export.from_torch import from_torch
+from onnxq.export.genai import read_json
 from onnxq.export.hf_folder import load_module, read_config, resolve_folder, transformers_package
 from onnxq.export.speech import export_speech
 from onnxq.export.tasks import TASKS, task_of_architecture
@@ -122,7 +123,7 @@ def _example(module: Any, folder: Path) -> tuple[dict[str, Any], dict[str, dict[
     generator = torch.Generator().manual_seed(0)
     if module.main_input_name == "pixel_values":
         config = module.config
-        size = _image_size(config)
+        size = _image_size(config, folder)
         shape = (2, int(getattr(config, "num_channels", 3)), *size)
         pixels = torch.randn(shape, generator=generator)
         return {"pixel_values": pixels}, {"pixel_values": {0: "batch"}}
@@ -144,11 +145,25 @@ def _example(module: Any, folder: Path) -> tuple[dict[str, Any], dict[str, dict[
     return inputs, {name: {0: "batch", 1: "sequence"} for name in inputs}
 
 
-def _image_size(config: Any) -> tuple[int, int]:
-    size = getattr(config, "image_size", None) or _DEFAULT_IMAGE_SIZE
-    if isinstance(size, (tuple, list)):
-        return int(size[0]), int(size[1])
-    return int(size), int(size)
+def _image_size(config: Any, folder: Path) -> tuple[int, int]:
+    """(height, width) that the checkpoint was trained at: of its processor, or its configuration."""
+    size: Any = None
+    processor = folder / "preprocessor_config.json"
+    if processor.is_file():
+        settings = read_json(processor)
+        cropped = settings.get("crop_size") if settings.get("do_center_crop", True) else None
+        size = cropped or settings.get("size")
+    if isinstance(size, dict):
+        edge = size.get("shortest_edge")
+        size = (size.get("height", edge), size.get("width", edge))
+    size = size or getattr(config, "image_size", None) or _DEFAULT_IMAGE_SIZE
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    if not isinstance(height, int) or not isinstance(width, int):
+        raise ExportError(
+            f"The size of the images of {str(folder)!r} is not clear ({height} × {width}): write "
+            "height and width into its preprocessor_config.json, or use from_torch."
+        )
+    return height, width
 
 
 def _single_output(module: Any, names: tuple[str, ...], output: str) -> Any:

@@ -48,13 +48,14 @@ def from_torch(
     example inputs and, where axes are dynamic, inputs of other sizes made of them.
 
     Args:
-        module: a ``torch.nn.Module`` on the CPU whose forward takes and returns tensors (tuples
-            and dictionaries of tensors too).
+        module: a ``torch.nn.Module`` whose forward takes and returns tensors (tuples and
+            dictionaries of tensors too). One on a GPU is copied to the CPU.
         example_inputs: tensors in the order of ``forward``, or by name.
         out: folder to write.
         dynamic_shapes: by input name the dynamic axes and what to call them, e.g.
             ``{"input_ids": {0: "batch", 1: "sequence"}}``. Axes of the same name have the same
-            size. All other axes are fixed at the size of the example.
+            size. All other axes are fixed at the size of the example. A dynamic axis of size 1 in
+            the example is doubled, for torch takes a 1 for a constant.
         output_names: names of the outputs, flattened; keys of a dictionary by default.
         opset: ONNX operator set.
         task: what the model is for.
@@ -68,7 +69,10 @@ def from_torch(
     torch_package("Exporting a torch module")
     inputs = named_inputs(module, example_inputs)
     module = float_module(module)
-    inputs = {name: _float32(value) for name, value in inputs.items()}
+    inputs = {
+        name: _traceable(_float32(value), (dynamic_shapes or {}).get(name, {}))
+        for name, value in inputs.items()
+    }
     with evaluation_mode(module), fresh_folder(out, overwrite=overwrite) as folder:
         names = output_names or _output_names(module, inputs)
         model = trace_module(
@@ -193,7 +197,16 @@ def _resized(value: Any, axes: Mapping[int, str], more: int) -> Any:
     return value
 
 
+def _traceable(value: Any, axes: Mapping[int, str]) -> Any:
+    """The tensor with no dynamic axis of size 1, which torch would take for a constant."""
+    for axis in axes:
+        if axis < value.dim() and value.shape[axis] == 1:
+            value = value.repeat_interleave(2, axis)
+    return value
+
+
 def _float32(value: Any) -> Any:
+    value = value.detach().cpu()
     return value.float() if value.is_floating_point() else value
 
 

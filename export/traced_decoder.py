@@ -69,7 +69,9 @@ def _cache_shapes(module: Any) -> list[tuple[int, int]]:
         outputs = module(input_ids=torch.zeros((1, 1), dtype=torch.int64))
     cache = getattr(outputs, "past_key_values", None)
     layers = getattr(cache, "layers", None)
-    pairs = [(getattr(x, "keys", None), getattr(x, "values", None)) for x in layers or ()]
+    pairs: list[tuple[Any, Any]] = [
+        (getattr(x, "keys", None), getattr(x, "values", None)) for x in layers or ()
+    ]
     if not pairs or any(
         not isinstance(tensor, torch.Tensor) or tensor.dim() != 4
         for pair in pairs

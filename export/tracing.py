@@ -72,16 +72,17 @@ def named_inputs(module: Any, example_inputs: Sequence[Any] | Mapping[str, Any])
 
 
 def float_module(module: Any, dtype: str = "float32") -> Any:
-    """The module itself when all its floating-point weights have ``dtype``, else a copy that has.
+    """The module itself when its floating-point weights have ``dtype`` on the CPU, else a copy.
 
     The module that was given is never changed.
     """
     torch = torch_package("Exporting a torch module")
     wanted = getattr(torch, dtype)
     tensors = [*module.parameters(), *module.buffers()]
-    if all(t.dtype == wanted for t in tensors if t.is_floating_point()):
+    here = all(tensor.device.type == "cpu" for tensor in tensors)
+    if here and all(t.dtype == wanted for t in tensors if t.is_floating_point()):
         return module
-    return copy.deepcopy(module).to(wanted)
+    return copy.deepcopy(module).to("cpu", wanted)
 
 
 @contextlib.contextmanager

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from onnxq.errors import ExportError
@@ -70,6 +72,22 @@ def test_an_image_classifier(tmp_path, randomize):
     with open_session(exported.models["model"]) as session:
         assert session.inputs[0].shape == ("batch", 3, 32, 32)
         assert session.outputs[0].shape == ("batch", 5)
+
+
+@pytest.mark.parametrize(
+    ("processor", "size"),
+    [
+        ({"crop_size": {"height": 48, "width": 32}, "size": {"shortest_edge": 64}}, (48, 32)),
+        ({"do_center_crop": False, "crop_size": 48, "size": {"shortest_edge": 64}}, (64, 64)),
+        ({"size": 40}, (40, 40)),
+        ({}, (32, 32)),
+    ],
+)
+def test_the_image_size_is_the_processors_or_the_configurations(processor, size, tmp_path):
+    from onnxq.export.from_hf import _image_size
+
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert _image_size(transformers.ViTConfig(image_size=32), tmp_path) == size
 
 
 def test_a_head_that_the_checkpoint_lacks_is_not_made_up(bert, tmp_path):

@@ -113,6 +113,19 @@ def test_a_language_model_without_cache(tmp_path):
         np.testing.assert_allclose(logits, module.eval()(long).numpy(), atol=1e-4)
 
 
+def test_a_dynamic_batch_may_have_an_example_of_one(tmp_path):
+    exported = from_torch(
+        torch.nn.Linear(4, 3),
+        (torch.randn(1, 4),),
+        tmp_path / "out",
+        dynamic_shapes={"input": {0: "batch"}},
+    )
+    with open_session(exported.models["model"]) as session:
+        for batch in (1, 5):
+            rows = np.ones((batch, 4), np.float32)
+            assert session.run({"input": rows})["output"].shape == (batch, 3)
+
+
 def test_a_half_precision_module_is_exported_in_float32_and_left_alone(tmp_path):
     module = torch.nn.Linear(4, 3).half()
     exported = from_torch(module, (torch.randn(2, 4).half(),), tmp_path / "out")
