@@ -83,7 +83,9 @@ class DynamicWriter:
         drop_unused(self._replaced)
 
     def _write_product(self, site: Site) -> Int8Weight:
-        assert site.weight is not None and site.input is not None  # dynamic_refusal has been asked
+        # By now the node may read what replaced the value the site was found with.
+        x = site.node.inputs[0]
+        assert site.weight is not None and x is not None  # dynamic_refusal has been asked
         node = site.node
         graph = self._homes[node]
         alpha = node.attributes.get_float("alpha", 1.0) if site.kind == "Gemm" else 1.0
@@ -91,7 +93,6 @@ class DynamicWriter:
         weight = self._weights.write(
             graph, site.weight, site.out_axis, factor=alpha, transpose=flipped
         )
-        x = site.input
         if site.kind == "Gemm" and node.attributes.get_int("transA", 0):
             x = self._before(node, "Transpose", [x], {"perm": [1, 0]}, f"{x.name}_transposed")[0]
         codes, scale, zero = self._dynamic(node, x)
@@ -105,11 +106,13 @@ class DynamicWriter:
         return weight
 
     def _write_conv(self, site: Site) -> Int8Weight:
-        assert site.weight is not None and site.input is not None  # dynamic_refusal has been asked
+        # By now the node may read what replaced the value the site was found with.
+        x = site.node.inputs[0]
+        assert site.weight is not None and x is not None  # dynamic_refusal has been asked
         node = site.node
         graph = self._homes[node]
         weight = self._weights.write(graph, site.weight, site.out_axis)
-        codes, scale, zero = self._dynamic(node, site.input)
+        codes, scale, zero = self._dynamic(node, x)
         attributes = dict(node.attributes)
         product = self._before(
             node,

@@ -314,7 +314,7 @@ def test_a_second_time_changes_nothing_and_says_why():
     again = InsertQdq().call(m, Context())
     assert not again.modified
     assert again.left[0].reason == "it is already quantized (int8 behind DequantizeLinear)"
-    with pytest.raises(UnsupportedGraph, match="already quantized.*Quantize the float model"):
+    with pytest.raises(UnsupportedGraph, match=r"already quantized.*Quantize the float model"):
         InsertQdq().requires(m)
 
 

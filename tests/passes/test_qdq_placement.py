@@ -91,7 +91,7 @@ def test_an_add_between_quantized_values_runs_in_int8():
         f"main (float[1, 2, 5, 5] x) => (float[1, 2, 5, 5] y) <{FILTER}>"
         f" {{ a = {CONV}(x, w) s = Add(a, x) y = {CONV}(s, w) }}"
     )
-    points = plan(text, {name: (-1, 1) for name in "xasy"})
+    points = plan(text, dict.fromkeys("xasy", (-1, 1)))
     assert set(points) == {"x", "a", "s", "y"} and points["s"].all
     assert {node.op_type for node, _ in points["x"].readers} == {"Conv", "Add"}
 
@@ -101,7 +101,7 @@ def test_an_add_of_float_values_stays_float():
         "main (float[3, 2] x, float[3, 2] v) => (float[3, 2] y)"
         " <float[2, 2] w = {1, 2, 3, 4}> { s = Add(x, v) y = MatMul(s, w) }"
     )
-    points = plan(text, {name: (-1, 1) for name in "xvsy"})
+    points = plan(text, dict.fromkeys("xvsy", (-1, 1)))
     assert set(points) == {"s"} and not points["s"].all
 
 
@@ -119,7 +119,7 @@ def test_tensorrt_has_no_quantized_outputs():
         f"main (float[1, 2, 5, 5] x) => (float[1, 2, 5, 5] y) <{FILTER}>"
         f" {{ a = {CONV}(x, w) r = Relu(a) y = {CONV}(r, w) }}"
     )
-    points = plan(text, {name: (-1, 1) for name in "xary"}, target="tensorrt")
+    points = plan(text, dict.fromkeys("xary", (-1, 1)), target="tensorrt")
     assert set(points) == {"x", "r"}
     assert all(point.parameters.zero == 0 for point in points.values())
 
