@@ -146,7 +146,7 @@ def _example(module: Any, folder: Path) -> tuple[dict[str, Any], dict[str, dict[
 
 
 def _image_size(config: Any, folder: Path) -> tuple[int, int]:
-    """(height, width) that the checkpoint was trained at: of its processor, or its configuration."""
+    """(height, width) the checkpoint was trained at: its processor's, or its configuration's."""
     size: Any = None
     processor = folder / "preprocessor_config.json"
     if processor.is_file():
