@@ -81,24 +81,27 @@ def perplexity(
         OnnxqError: the runtime failed.
     """
     rows = _windows(np.asarray(ids), window)
-    count, length = rows.shape
     name = logits_name(session)
     total = 0.0
-    for start in range(0, count, batch):
+    for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         logits = session.run(decoder_feeds(session, part, head_size=head_size), [name])[name]
         for scores, targets in zip(logits, part, strict=True):
             total += float(token_losses(scores[:-1], targets[1:]).sum())
         if progress is not None:
-            progress("perplexity", min(start + batch, count), count)
-    predictions = count * (length - 1)
+            progress("perplexity", min(start + batch, len(rows)), len(rows))
+    return _summary(total, *rows.shape)
+
+
+def _summary(total: float, windows: int, window: int) -> Perplexity:
+    predictions = windows * (window - 1)
     loss = total / predictions
     return Perplexity(
         perplexity=math.exp(min(loss, 700.0)) if math.isfinite(loss) else math.inf,
         loss=loss,
-        tokens=rows.size,
-        windows=count,
-        window=length,
+        tokens=windows * window,
+        windows=windows,
+        window=window,
         predictions=predictions,
     )
 

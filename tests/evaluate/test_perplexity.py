@@ -87,3 +87,18 @@ def test_token_losses_do_not_overflow_and_show_what_is_not_finite():
     losses = token_losses(logits, np.array([0, 0, 1]))
     assert losses[:2].tolist() == [0.0, 1e4]
     assert np.isnan(losses[2])
+
+
+def test_progress_counts_windows(table):
+    seen = []
+    with open_session(_bigram_model(table)) as session:
+        ids = np.zeros((5, 4), np.int64)
+        perplexity(session, ids, batch=2, progress=lambda *step: seen.append(step))
+    assert seen == [("perplexity", 2, 5), ("perplexity", 4, 5), ("perplexity", 5, 5)]
+
+
+def test_a_model_that_gives_nan_has_no_finite_perplexity(table):
+    table[3] = np.nan
+    with open_session(_bigram_model(table)) as session:
+        measured = perplexity(session, np.array([[1, 2, 3, 4]]))
+    assert measured.perplexity == math.inf
