@@ -21,8 +21,8 @@ import onnx_ir as ir
 
 from onnxq.errors import UnsupportedGraph
 from onnxq.graph import Site, find_sites
-from onnxq.graph.opset import opset_of
 from onnxq.graph.stage import Stage
+from onnxq.graph.versions import opset_of
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.dynamic_writing import DynamicWriter, dynamic_refusal, lstm_refusal
 from onnxq.passes.int8_weights import Int8Weights

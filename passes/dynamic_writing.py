@@ -93,7 +93,7 @@ class DynamicWriter:
         weight = self._weights.write(
             graph, site.weight, site.out_axis, factor=alpha, transpose=flipped
         )
-        if site.kind == "Gemm" and node.attributes.get_int("transA", 0):
+        if site.kind == "Gemm" and bool(node.attributes.get_int("transA", 0)):
             x = self._before(node, "Transpose", [x], {"perm": [1, 0]}, f"{x.name}_transposed")[0]
         codes, scale, zero = self._dynamic(node, x)
         product = self._before(

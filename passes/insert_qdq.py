@@ -23,9 +23,9 @@ import onnx_ir as ir
 from onnxq.calibration import check_ranges
 from onnxq.errors import UnsupportedGraph
 from onnxq.graph import Site, find_sites
-from onnxq.graph.opset import opset_of
 from onnxq.graph.scratch import Scratch
 from onnxq.graph.stage import Stage
+from onnxq.graph.versions import opset_of
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.int8_weights import Int8Weights
 from onnxq.passes.qdq_placement import Placement, observed_ranges
@@ -138,7 +138,8 @@ class InsertQdq(Pass):
         for number, site in enumerate(accepted):
             context.progress("insert QDQ", number, len(accepted))
             reports[site.name] = self._write(site, writer, placement)
-        writer.write_points(placement.points.values())
+        for point in placement.points.values():
+            writer.write_point(point)
         writer.shield((site.node for site in accepted), target)
         writer.remove_unused()
         return PassReport(

@@ -129,11 +129,6 @@ class QdqWriter:
             self._write_bias(site, bias, input_scale, weight)
         return weight
 
-    def write_points(self, points: Iterable[Point]) -> None:
-        """Put the Q/DQ pair of every point behind its producer and connect its readers."""
-        for point in points:
-            self._write_point(point)
-
     def shield(self, accepted: Iterable[ir.Node], target: Target) -> None:
         """Keep the runtime from quantizing, on its own and coarsely, what was left in float.
 
@@ -156,9 +151,8 @@ class QdqWriter:
     def remove_unused(self) -> None:
         """Remove weights, biases and views that only the replaced operands used."""
         for node in reversed(dict.fromkeys(self._views)):
-            unused = not any(v.uses() or v.is_graph_output() for v in node.outputs)
-            if unused and node.graph is not None:
-                node.graph.remove(node, safe=True)
+            if not any(v.uses() or v.is_graph_output() for v in node.outputs):
+                self._graph.remove(node, safe=True)
         drop_unused(self._replaced)
 
     def _bias_array(self, site: Site) -> np.ndarray[Any, Any] | None:
@@ -230,7 +224,8 @@ class QdqWriter:
         node.outputs[0].name = unique
         return node.outputs[0]
 
-    def _write_point(self, point: Point) -> None:
+    def write_point(self, point: Point) -> None:
+        """Put the Q/DQ pair of a point behind its producer and connect its readers."""
         value = point.value
         readers = set(point.readers)
         if point.all:
@@ -249,11 +244,10 @@ class QdqWriter:
         back = self._node("DequantizeLinear", [coded, scale, zero], {}, f"{value.name}_dequantized")
         back.dtype, back.shape = ir.DataType.FLOAT, value.shape
         new = [node for node in (coded.producer(), back.producer()) if node is not None]
-        producer = value.producer()
-        if producer is None:
-            self._graph.insert_before(self._graph[0], new)
-        else:
+        if (producer := value.producer()) is not None:
             self._graph.insert_after(producer, new)
+        else:
+            self._graph.insert_before(self._graph[0], new)
         return back
 
     def _hand_over_output(self, value: ir.Value, back: ir.Value) -> None:

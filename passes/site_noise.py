@@ -68,13 +68,15 @@ def measure_sites(
         placement: gives scales and zero points; its points are not changed.
         weights: how weights are rounded; a fresh copy of its settings is used.
         samples: model inputs by name.
-        count: how many of them to run.
+        count: how many of them to run, spread evenly over all there are.
         progress: called as sites are done.
 
     Returns:
         Σ (y − ŷ)² / Σ y² by site name, averaged over the float outputs of the model.
     """
-    chosen = list(itertools.islice(iter(samples), count))
+    total = sum(1 for _ in samples)
+    spread = max(1, total // max(count, 1))
+    chosen = list(itertools.islice(iter(samples), 0, spread * count, spread))
     found: dict[str, float] = {}
     for batch in _batches(sites):
         twins = _Twins(model, placement, weights.fresh(), batch)
