@@ -66,7 +66,11 @@ class PpOcr(Task):
     def calibration(self, models: Models) -> dict[str, list[Feeds]]:
         """A photograph of text and rendered pages, and the lines the float models find there."""
         images = [photo("text.png"), *(_page(number)[0] for number in range(self.pages))]
-        return self._feeds(models, images)
+        feeds = self._feeds(models, images)
+        # A square of each page has the same text at the same size, at half the cost.
+        squares = [one["x"][..., :_SHORT_SIDE, :_SHORT_SIDE] for one in feeds["detect"]]
+        feeds["detect"] = [{"x": np.ascontiguousarray(square)} for square in squares]
+        return feeds
 
     def evaluate(self, models: Models, *, source: Models | None = None) -> Metrics:
         """Read scikit-image's sample page, and rendered pages against their known text."""
