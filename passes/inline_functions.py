@@ -55,7 +55,7 @@ class InlineFunctions(Pass):
             return PassReport(modified=False, sites=tuple(sites))
         try:
             common.InlinePass(criteria=lambda function: function.domain not in self.keep)(model)
-        except (ValueError, ir.passes.PassError) as error:
+        except (ValueError, ir.passes.PassError, ir.passes.InvariantError) as error:
             names = ", ".join(function_path(function) for function in wanted[:3])
             raise UnsupportedGraph(
                 f"The functions {names} cannot be inlined: {error}. Export the model without "

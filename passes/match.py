@@ -58,13 +58,11 @@ class Op:
         op_type: operator of the standard domain.
         inputs: one pattern for each of the first inputs.
         name: name to find the node by in `Found.nodes`.
-        shared: other readers of its output are no obstacle: it stays when it has some.
     """
 
     op_type: str
     inputs: tuple[Pattern, ...]
     name: str | None = None
-    shared: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +82,11 @@ class Found:
     root: ir.Node
     values: Mapping[str, ir.Value] = dataclasses.field(default_factory=dict)
     nodes: Mapping[str, ir.Node] = dataclasses.field(default_factory=dict)
-    inside: tuple[tuple[ir.Node, bool], ...] = ()
+    inside: tuple[ir.Node, ...] = ()
 
     def extend(self, *nodes: ir.Node) -> Found:
         """The same match with readers of its root taken in; the last is the new root."""
-        added = tuple((node, False) for node in nodes)
-        return dataclasses.replace(self, root=nodes[-1], inside=(*self.inside, *added))
+        return dataclasses.replace(self, root=nodes[-1], inside=(*self.inside, *nodes))
 
 
 def find(node: ir.Node, pattern: Pattern) -> Found | None:
@@ -109,15 +106,15 @@ def as_number(value: ir.Value | None) -> float | None:
 
 def read_elsewhere(found: Found) -> str | None:
     """Why the inner values of a match must stay: a graph output, or a reader outside of it."""
-    members = {node for node, _ in found.inside}
-    for node, shared in found.inside:
+    members = set(found.inside)
+    for node in found.inside:
         if node is found.root:
             continue
         for value in node.outputs:
-            if value.is_graph_output() and not shared:
+            if value.is_graph_output():
                 return f"its {node.op_type} output {value.name!r} is also a graph output"
             for reader in value.consumers():
-                if reader not in members and not shared:
+                if reader not in members:
                     return (
                         f"its {node.op_type} output {value.name!r} is also read by "
                         f"{reader.op_type} {reader.name!r}"
@@ -145,7 +142,7 @@ def replace(
     if graph is not None:
         graph.insert_before(found.root, node)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
-    _remove_unread([member for member, _ in found.inside])
+    _remove_unread(found.inside)
     return node
 
 
@@ -227,8 +224,8 @@ def _match_op(value: ir.Value, pattern: Op, found: Found) -> Iterator[Found]:
     if node.outputs[0] is not value:
         return
     inside = found.inside
-    if all(member is not node for member, _ in inside):
-        inside = (*inside, (node, pattern.shared))
+    if node not in inside:
+        inside = (*inside, node)
     nodes = {**found.nodes, pattern.name: node} if pattern.name else found.nodes
     here = dataclasses.replace(found, nodes=nodes, inside=inside)
     yield from _match_all(node.inputs, pattern.inputs, here)

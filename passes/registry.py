@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 
 from onnxq.passes.base import Pass
 
@@ -30,6 +29,7 @@ _MODULES = (
     "clean",
     "calibrate",
     "insert_qdq",
+    "dynamic_int8",
     "quantize_weights",
 )
 
@@ -40,13 +40,7 @@ def all_passes() -> dict[str, type[Pass]]:
 
     The modules are imported at the first call. The mapping is shared: do not change it.
     """
-    found: dict[str, type[Pass]] = {}
-    for key in _MODULES:
-        name = f"onnxq.passes.{key}"
-        if importlib.util.find_spec(name) is None:
-            continue
-        found[key] = _pass_in(name, key)
-    return found
+    return {key: _pass_in(f"onnxq.passes.{key}", key) for key in _MODULES}
 
 
 def _pass_in(module: str, key: str) -> type[Pass]:

@@ -1,7 +1,10 @@
 import numpy as np
 import onnx_ir as ir
+import pytest
 
+from onnxq.errors import UnsupportedGraph
 from onnxq.graph.sites import find_sites
+from onnxq.passes.base import Context
 from onnxq.passes.inline_functions import InlineFunctions
 from onnxq.passes.untie_weights import UntieWeights
 
@@ -67,3 +70,12 @@ def test_functions_are_inlined_but_those_of_kept_domains_stay(judge):
     report = judge(model, InlineFunctions(), {"x": np.array([1, 2], np.float32)})
     assert [node.op_type for node in model.graph] == ["Add", "Add", "f"]
     assert [site.reason for site in report.left] == ["functions of 'onnxq' are kept"]
+
+
+def test_functions_that_call_each_other_in_a_circle_are_refused():
+    text = """<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
+    main (float[2] x) => (float[2] y) { y = own.a (x) }
+    <domain: "own", opset_import: ["" : 21, "own" : 1]> a (p) => (q) { q = own.b (p) }
+    <domain: "own", opset_import: ["" : 21, "own" : 1]> b (p) => (q) { q = own.a (p) }"""
+    with pytest.raises(UnsupportedGraph, match="own::a, own::b cannot be inlined"):
+        InlineFunctions().call(ir.from_onnx_text(text), Context())
