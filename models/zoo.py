@@ -150,7 +150,10 @@ def fetch(name: str) -> Path:
 
 def _install(wanted: ZooEntry, download: Callable[[ZooEntry, Path], Path]) -> None:
     """Download, extract and check in a scratch folder, then rename it into place."""
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=wanted.folder.parent) as scratch:
+    place, prefix = wanted.folder.parent, f".{wanted.folder.name}.partial-"
+    for stale in place.glob(f"{prefix}*"):  # of a run that was killed; the lock is ours
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=place) as scratch:
         archive = download(wanted, Path(scratch))
         staged = Path(scratch) / "files"
         for file in wanted.files:

@@ -109,6 +109,16 @@ def test_an_archive_that_is_no_archive_is_refused(toy):
         zoo.fetch("toy")
 
 
+def test_what_a_killed_run_left_is_cleared(toy):
+    wanted = _entry()
+    toy(wanted)
+    left = wanted.folder.parent / f".{wanted.folder.name}.partial-x1"
+    (left / "files").mkdir(parents=True)
+    zoo.fetch("toy")
+    assert not left.exists()
+    assert wanted.is_cached
+
+
 def test_two_runs_download_once(toy):
     downloads = toy(_entry())
     threads = [threading.Thread(target=zoo.fetch, args=("toy",)) for _ in range(4)]
