@@ -30,7 +30,7 @@ __all__ = ["DEFAULT_BUDGET", "Progress", "Ranges", "collect_ranges"]
 Progress = Callable[[str, int, int], None]
 Sample = Mapping[str, np.ndarray]
 
-DEFAULT_BUDGET = 96 << 20
+DEFAULT_BUDGET = 64 << 20
 """Bytes of activations fetched by one run: beyond a few times the last-level cache a larger chunk
 gains nothing but fewer repeated runs."""
 
@@ -168,9 +168,10 @@ class _Run:
         inner = [name for name in chunk if name not in inputs]
         if not inner:
             return lambda sample: {}
-        cut = returning(self.model, inner)
-        session = opened.enter_context(open_session(cut, threads=self.threads))
-        floats = [spec.name for spec in session.outputs if spec.dtype.kind == "f"]
+        cut = returning(self.model, inner, pinned=tuple(self.sizes))
+        session = opened.enter_context(open_session(cut, threads=self.threads, shapes_first=True))
+        wanted = set(inner)
+        floats = [s.name for s in session.outputs if s.name in wanted and s.dtype.kind == "f"]
         return lambda sample: session.run(sample, floats) if floats else {}
 
     def _measure(self, sample: Sample, names: Sequence[str]) -> None:
@@ -178,7 +179,7 @@ class _Run:
         if not names:
             return
         model, outputs = returning_shapes(self.model, names)
-        with open_session(model, threads=self.threads) as session:
+        with open_session(model, threads=self.threads, shapes_first=True) as session:
             shapes = session.run(sample)
         self.sizes = {name: self._bytes(name, shapes[output]) for name, output in outputs.items()}
         self.measured = _elements(sample)

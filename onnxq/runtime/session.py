@@ -117,6 +117,7 @@ def open_session(
     optimize: bool = True,
     threads: int | None = None,
     extra_outputs: Sequence[str] = (),
+    shapes_first: bool = False,
 ) -> Session:
     """Load a model into ONNX Runtime on the CPU.
 
@@ -125,6 +126,8 @@ def open_session(
         optimize: run the runtime's graph optimizations; off for bit-exact comparisons.
         threads: threads inside an operator; None leaves the choice to the runtime.
         extra_outputs: names of inner values of the main graph to return as well.
+        shapes_first: run Shape and Size nodes as soon as what they read is there, so that it need
+            not be kept for them; otherwise the runtime may run them last of all.
 
     Raises:
         UnsupportedGraph: the runtime does not take the model; its message is kept.
@@ -138,6 +141,8 @@ def open_session(
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    if shapes_first:
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with contextlib.ExitStack() as cleanup:

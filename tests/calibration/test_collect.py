@@ -52,6 +52,26 @@ def test_the_budget_does_not_change_the_ranges(observer):
     assert collect_ranges(model(), None, data, observer=observer, budget=33_000) == whole
 
 
+def test_the_budget_does_not_change_a_bit_where_the_runtime_fuses():
+    generator = np.random.default_rng(1)
+    subject = ir.from_onnx_text("""<ir_version: 9, opset_import: ["" : 19]>
+    g (float[N, 64] x) => (float[N, 64] y)
+    <float[1] w = {0}, float[1] b = {0}>
+    {
+      m0 = MatMul(x, w)  a0 = Add(m0, b)  r0 = Relu(a0)
+      m1 = MatMul(r0, w) a1 = Add(m1, b)  r1 = Relu(a1)
+      m2 = MatMul(r1, w) y = Add(m2, b)
+    }""")
+    for name, shape in (("w", (64, 64)), ("b", (64,))):
+        tensor = ir.tensor(generator.standard_normal(shape).astype(np.float32), name=name)
+        weight = subject.graph.initializers[name]
+        weight.const_value, weight.shape = tensor, tensor.shape
+    data = [{"x": generator.standard_normal((50, 64)).astype(np.float32)} for _ in range(3)]
+    whole = collect_ranges(subject, None, data)
+    assert len(whole) == 9
+    assert collect_ranges(subject, None, data, budget=1) == whole
+
+
 def test_a_sample_that_outgrows_the_budget_makes_the_chunk_smaller():
     data = samples(2) + samples(2, rows=300)
     whole = collect_ranges(model(), None, data)
