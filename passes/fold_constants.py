@@ -64,7 +64,7 @@ class FoldConstants(Pass):
         whatever depends on a graph input, even one with a default.
 
     Attributes:
-        input_limit: most elements of a constant that is read, except for small results.
+        input_limit: most elements of a constant that is read.
         output_limit: most elements of a result that is stored.
     """
 
@@ -93,7 +93,7 @@ class FoldConstants(Pass):
             if not changed:
                 break
         sites = [
-            SiteReport(site=name, reason=left.get(node))
+            SiteReport(site=name, reason=None if node.graph is None else left[node])
             for name, node in before
             if node.graph is None or node in left
         ]
@@ -103,10 +103,9 @@ class FoldConstants(Pass):
         from onnxscript.optimizer import fold_constants
 
         def should_fold(node: ir.Node) -> bool | None:
-            reason = _why_not(node, self.output_limit)
+            reason = self._why_not(node)
             if reason is not None:
                 left[node] = reason
-            if reason is not None:
                 return False
             # The folder keeps every ConstantOfShape; a shape-sized one hides what is behind it.
             return True if node.op_type == "ConstantOfShape" else None
@@ -133,6 +132,22 @@ class FoldConstants(Pass):
                 for value in node.outputs:
                     value.metadata_props.pop(_FOLDED_FROM, None)
         return bool(result.modified)
+
+    def _why_not(self, node: ir.Node) -> str | None:
+        """Why a node whose inputs are all constant must not be folded; None when it may."""
+        kept = _why_kept(node)
+        if kept is not None:
+            return kept
+        size, largest = _result_size(node), max((_size(value) for value in node.inputs), default=0)
+        if size is None:
+            return "the size of its result is not known before it runs"
+        if node.op_type == "ConstantOfShape" and size > _FILLED:
+            return "it fills a tensor with one number, which is smaller than the tensor"
+        if size > self.output_limit and size > largest:
+            return f"its result has {size} elements, over the limit of {self.output_limit}"
+        if largest > self.input_limit:
+            return f"it reads {largest} elements, over the limit of {self.input_limit}"
+        return None
 
 
 def _tidy(model: ir.Model, known: set[ir.Node]) -> None:
@@ -162,8 +177,8 @@ def _quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _why_not(node: ir.Node, output_limit: int) -> str | None:
-    """Why a node whose inputs are all constant must not be folded; None when it may."""
+def _why_kept(node: ir.Node) -> str | None:
+    """Why a node must stay whatever its size; None when only its size matters."""
     if node.op_type in _RANDOM:
         return "its result is random"
     if node.op_type in _QUANTIZERS:
@@ -171,13 +186,6 @@ def _why_not(node: ir.Node, output_limit: int) -> str | None:
     first = node.inputs[0] if node.inputs else None
     if node.op_type in ("Cast", "CastLike") and _is_stored_integer(first):
         return "it reads a weight stored in 8 bits or fewer, which would grow"
-    size = _result_size(node)
-    if node.op_type == "ConstantOfShape" and size is not None and size > _FILLED:
-        return "it fills a tensor with one number, which is smaller than the tensor"
-    if size is None:
-        return "the size of its result is not known before it runs"
-    if size > output_limit and size > _size(first):
-        return f"its result has {size} elements, over the limit of {output_limit}"
     return None
 
 

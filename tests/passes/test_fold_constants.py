@@ -114,8 +114,9 @@ def test_a_transposed_weight_with_two_readers_stays(build, judge, kinds):
       t = Transpose (w)  a = MatMul (x, t)  y = MatMul (a, w) }""",
         w=w,
     )
-    judge(model, FoldConstants(), X, modified=False)
+    report = judge(model, FoldConstants(), X, modified=False)
     assert kinds(model) == ["Transpose", "MatMul", "MatMul"]
+    assert report.left[0].reason == "it reads 12000 elements, over the limit of 8192"
 
 
 @pytest.mark.parametrize("op", ["RandomNormalLike (k)", "RandomNormal <shape = [2, 3]> ()"])
