@@ -54,8 +54,14 @@ def fresh_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     out = Path(out)
     refuse_occupied(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise ExportError(
+            f"The output folder {str(out)!r} cannot be made: {error.strerror or error}. Give a "
+            "path that you may write to."
+        ) from error
     try:
         fresh = staging / out.name
         fresh.mkdir()

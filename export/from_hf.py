@@ -15,7 +15,13 @@ from onnxq.errors import ExportError
 from onnxq.export.exported import Exported, refuse_occupied
 from onnxq.export.from_torch import from_torch
 from onnxq.export.genai import read_json
-from onnxq.export.hf_folder import load_module, read_config, resolve_folder, transformers_package
+from onnxq.export.hf_folder import (
+    load_module,
+    read_config,
+    require_files,
+    resolve_folder,
+    transformers_package,
+)
 from onnxq.export.speech import export_speech
 from onnxq.export.tasks import TASKS, task_of_architecture
 from onnxq.export.text_generation import export_decoder
@@ -39,6 +45,7 @@ _TRACED = {
     "token-classification": _Traced("AutoModelForTokenClassification", "logits"),
 }
 
+_GENERATING = ("automatic-speech-recognition", "text-generation")
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _DEFAULT_IMAGE_SIZE = 224
 
@@ -73,6 +80,7 @@ def from_hf(
     folder = resolve_folder(source)
     config = read_config(folder)
     chosen = detect_task(config, folder) if task == "auto" else task
+    require_files(folder, tokenizer=chosen in _GENERATING)
     if chosen == "text-generation":
         return export_decoder(folder, out, source=str(source), overwrite=overwrite)
     if chosen == "automatic-speech-recognition":

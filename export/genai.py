@@ -100,10 +100,11 @@ def _builder_failure(checkpoint: Path, log: str) -> ExportError:
             f"{str(checkpoint)!r}. Upgrade onnxruntime-genai, or export the module without a "
             "key/value cache through from_torch."
         )
-    tail = "\n".join(log.strip().splitlines()[-_LOG_LINES:])
+    lines = log.strip().splitlines() or ["it said nothing"]
+    tail = "\n".join(lines[-_LOG_LINES:])
     return ExportError(
-        f"onnxruntime-genai's model builder failed on {str(checkpoint)!r} ({architecture}). Its "
-        f"last lines:\n{tail}"
+        f"onnxruntime-genai's model builder failed on {str(checkpoint)!r} ({architecture}): "
+        f"{lines[-1]}\nIts last lines:\n{tail}"
     )
 
 

@@ -11,7 +11,14 @@ from typing import Any
 from onnxq.errors import ExportError, MissingDependency
 from onnxq.export.genai import read_json
 
-__all__ = ["load_module", "read_config", "resolve_folder", "transformers_package"]
+__all__ = [
+    "load_module",
+    "quiet_transformers",
+    "read_config",
+    "require_files",
+    "resolve_folder",
+    "transformers_package",
+]
 
 
 def transformers_package(purpose: str) -> Any:
@@ -68,6 +75,22 @@ def read_config(folder: Path) -> dict[str, Any]:
             "checkpoint. Give the folder that save_pretrained wrote, or use from_torch."
         )
     return read_json(path)
+
+
+def require_files(folder: Path, *, tokenizer: bool) -> None:
+    """Raise `ExportError` when a checkpoint has no weights, or lacks a tokenizer that is needed."""
+    weights = ("*.safetensors", "pytorch_model*.bin")
+    if not any(any(folder.glob(pattern)) for pattern in weights):
+        raise ExportError(
+            f"The folder {str(folder)!r} has a config.json and no weights ({' or '.join(weights)})."
+            " Fetch the whole checkpoint."
+        )
+    vocabularies = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+    if tokenizer and not any(any(folder.glob(pattern)) for pattern in vocabularies):
+        raise ExportError(
+            f"The folder {str(folder)!r} has no tokenizer, and the exported folder could not "
+            "generate text without one. Save the tokenizer beside the model."
+        )
 
 
 def load_module(auto_class: str, folder: Path) -> Any:

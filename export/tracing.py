@@ -37,9 +37,14 @@ def named_inputs(module: Any, example_inputs: Sequence[Any] | Mapping[str, Any])
     """Give each example input the name of its parameter of ``forward``.
 
     Raises:
-        ExportError: an input is not a tensor, there are too many, or a name is unknown.
+        ExportError: not a module, an input is not a tensor, too many, or a name is unknown.
     """
     torch = torch_package("Exporting a torch module")
+    if not isinstance(module, torch.nn.Module):
+        raise ExportError(
+            f"A {type(module).__name__} was given where a torch.nn.Module is exported: wrap it in "
+            "one."
+        )
     names = [
         name
         for name, parameter in inspect.signature(module.forward).parameters.items()

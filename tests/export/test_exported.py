@@ -47,3 +47,10 @@ def test_an_empty_folder_is_filled(tmp_path):
     with fresh_folder(tmp_path) as folder:
         (folder / "model.onnx").write_bytes(b"new")
     assert (tmp_path / "model.onnx").read_bytes() == b"new"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("a file")
+    out = tmp_path / "file" / "out"
+    with pytest.raises(ExportError, match="cannot be made"), fresh_folder(out):
+        pass

@@ -127,6 +127,18 @@ def test_a_folder_without_config_is_refused(tmp_path):
         from_hf(tmp_path / "in", tmp_path / "out")
 
 
+def test_a_checkpoint_without_weights_or_tokenizer_is_refused(llama_folder, tmp_path):
+    checkpoint = tmp_path / "in"
+    checkpoint.mkdir()
+    for name, sentence in (
+        ("config.json", r"has a config\.json and no weights"),
+        ("model.safetensors", "has no tokenizer"),
+    ):
+        (checkpoint / name).write_bytes((llama_folder / name).read_bytes())
+        with pytest.raises(ExportError, match=sentence):
+            from_hf(checkpoint, tmp_path / "out")
+
+
 def test_a_damaged_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ExportError, match="cannot be read as JSON"):

@@ -165,6 +165,7 @@ class SizeInPython(torch.nn.Module):
             {"dynamic_shapes": {"input": {2: "n"}}},
             "names axis 2 of input 'input', whose example has 2 axes",
         ),
+        (lambda x: x, (torch.ones(3),), {}, "A function was given where a torch.nn.Module"),
         (Untraceable(), (torch.ones(3),), {}, "torch.onnx.export failed on Untraceable"),
     ],
 )

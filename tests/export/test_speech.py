@@ -67,6 +67,8 @@ def test_a_foreign_decoder_is_caught(exported, whisper, randomize):
 def test_unequal_depths_are_refused_before_any_work(whisper, tmp_path):
     config = json.loads((whisper / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "decoder_layers": 1}))
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).symlink_to(whisper / name)
     with pytest.raises(ExportError, match="2 encoder and 1 decoder layers"):
         from_hf(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
