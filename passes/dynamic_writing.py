@@ -17,7 +17,7 @@ from onnxq.graph import (
     walk_graphs,
 )
 from onnxq.passes.int8_weights import Int8Weight, Int8Weights, drop_unused, encode_int8
-from onnxq.passes.qdq_writing import weight_refusal
+from onnxq.passes.site_operands import weight_refusal
 
 __all__ = ["DynamicWriter", "dynamic_refusal", "lstm_refusal"]
 

@@ -16,8 +16,10 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.calibration import check_ranges
@@ -27,11 +29,13 @@ from onnxq.graph.scratch import Scratch
 from onnxq.graph.stage import Stage
 from onnxq.graph.versions import opset_of
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.bias_correction import bias_corrections
 from onnxq.passes.int8_weights import Int8Weights
 from onnxq.passes.qdq_placement import Placement, observed_ranges
 from onnxq.passes.qdq_targets import ActivationType, Target, target_of
-from onnxq.passes.qdq_writing import QdqWriter, bias_refusal, weight_refusal
+from onnxq.passes.qdq_writing import QdqWriter
 from onnxq.passes.site_noise import measure_sites, noisiest
+from onnxq.passes.site_operands import bias_refusal, weight_refusal
 
 __all__ = ["InsertQdq"]
 
@@ -58,13 +62,15 @@ class InsertQdq(Pass):
             products in 16 bits.
         rounding: ``sums`` lets the rounding errors of each kernel and channel cancel, which
             matters behind ReLU; ``nearest`` rounds every weight by itself.
+        correct_bias: take the mean of the rounding error, measured on calibration samples, out of
+            the biases.
         quantize_ops: operator types to quantize; None takes all the target has kernels for.
         exclude: name patterns, or operator types, of sites to leave in float.
         activation_matmuls: also quantize products of two activations (attention scores).
         min_output_db: signal-to-noise ratio the outputs are to keep; the sites that would put
             most noise on them are left in float until the rest adds up to less. Measured on
             calibration samples, one run of the model for each site; 0 does not measure.
-        noise_samples: calibration samples to measure that on.
+        noise_samples: calibration samples to measure noise and means on.
     """
 
     target: str = "onnxruntime-cpu"
@@ -73,6 +79,7 @@ class InsertQdq(Pass):
     weight_format: Literal["int8_channel", "int8_tensor"] = "int8_channel"
     reduce_range: bool = False
     rounding: Literal["sums", "nearest"] = "sums"
+    correct_bias: bool = True
     quantize_ops: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     activation_matmuls: bool = False
@@ -113,7 +120,8 @@ class InsertQdq(Pass):
         target = target_of(self.target)
         placement = self._placement(model, target)
         weights = self._weights(context.scratch)
-        writer = QdqWriter(model, weights, integer_bias=target.integer_bias)
+        shifts: dict[str, np.ndarray[Any, Any]] = {}
+        writer = QdqWriter(model, weights, integer_bias=target.integer_bias, corrections=shifts)
         sites = find_sites(model)
         reports: dict[str, SiteReport] = {}
         accepted: list[Site] = []
@@ -125,7 +133,11 @@ class InsertQdq(Pass):
                 accepted.append(site)
         moved = any(site.bias_node for site in accepted if site.kind.startswith("Conv"))
         accepted = [writer.absorb_conv_bias(site) for site in accepted]
-        for name, reason in self._noisy(model, accepted, placement, weights, context).items():
+        if self.correct_bias and context.samples is not None and accepted:
+            count = self.noise_samples
+            shifts |= bias_corrections(model, accepted, weights, context.samples, count)
+        measured = self._noisy(model, accepted, placement, weights, shifts, context)
+        for name, reason in measured.items():
             reports[name] = SiteReport(site=name, reason=reason)
         accepted = [site for site in accepted if reports[site.name].reason is None]
         for site in accepted:
@@ -152,6 +164,7 @@ class InsertQdq(Pass):
         sites: list[Site],
         placement: Placement,
         weights: Int8Weights,
+        shifts: Mapping[str, np.ndarray[Any, Any]],
         context: Context,
     ) -> dict[str, str]:
         """The sites that int8 would make too noisy, each with the reason."""
@@ -162,6 +175,7 @@ class InsertQdq(Pass):
             sites,
             placement,
             weights,
+            shifts,
             context.samples,
             self.noise_samples,
             context.progress,

@@ -134,6 +134,20 @@ class Int8Weights:
         self._keep_sums = keep_sums
         self._written: dict[tuple[object, ...], Int8Weight] = {}
 
+    def rounding_error(self, weight: ir.Value, axis: int) -> Array:
+        """Ŵ − W of a weight as it would be written, in its layout; nothing is written."""
+        array = read_weight(weight).astype(np.float32, copy=False)
+        codes, scale, _ = encode_int8(
+            array,
+            axis,
+            bits=self._bits,
+            per_channel=self._per_channel,
+            keep_sums=self._keep_sums,
+        )
+        shape = [1] * array.ndim
+        shape[axis] = scale.size
+        return np.asarray(codes * scale.reshape(shape) - array)
+
     def fresh(self) -> Int8Weights:
         """One with the same settings that has written nothing."""
         return Int8Weights(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,61 +19,29 @@ from onnxq.passes.int8_weights import (
 )
 from onnxq.passes.qdq_placement import Parameters, Point
 from onnxq.passes.qdq_targets import Target
+from onnxq.passes.site_operands import operand_transposed
 
-__all__ = ["QdqWriter", "bias_refusal", "operand_transposed", "weight_refusal"]
+__all__ = ["QdqWriter"]
 
-_MATRIX_VIEWS = frozenset({"Identity", "Transpose", "Cast"})
 _TYPES = {"uint8": ir.DataType.UINT8, "int8": ir.DataType.INT8}
-
-
-def weight_refusal(site: Site) -> str | None:
-    """Why the weight of a site cannot be stored as int8 codes; None when it can."""
-    operand = site.node.inputs[site.weight_index]
-    if site.weight is None or operand is None:
-        return "it has no constant weight"
-    dtype = operand.dtype or site.weight.dtype
-    if dtype not in (None, ir.DataType.FLOAT):
-        return f"its weight is {dtype.name}, and int8 kernels give float32"
-    if site.kind in ("MatMul", "Gemm") and site.weight_index != 1:
-        return "its weight is on the left, where kernels take one scale and not one per channel"
-    if site.via:
-        views = {node.op_type for node in site.via}
-        if site.kind not in ("MatMul", "Gemm") or views - _MATRIX_VIEWS or len(site.shape) != 2:
-            return (
-                f"its weight {site.weight.name!r} goes through {site.via[0].op_type} "
-                f"{site.via[0].name!r}: fold constants first"
-            )
-    if not np.isfinite(read_weight(site.weight)).all():
-        return f"its weight {site.weight.name!r} holds NaN or infinity"
-    return None
-
-
-def bias_refusal(site: Site) -> str | None:
-    """Why the bias of a site cannot become int32; None when it can, or there is none."""
-    own = site.node.inputs[2] if len(site.node.inputs) > 2 else None
-    if own is None:
-        return None
-    if site.bias is None:
-        return f"its bias {own.name!r} is computed, and int8 kernels take a constant one"
-    shape = read_weight(site.bias).shape
-    if len(shape) > 1 and (len(shape) > 2 or shape[0] != 1):
-        return f"its bias {own.name!r} of shape {list(shape)} differs from row to row"
-    return None
-
-
-def operand_transposed(site: Site) -> bool:
-    """Whether the 2-D stored weight is the transpose of what a MatMul or Gemm reads."""
-    if not site.via:
-        return False
-    flipped = site.kind == "Gemm" and bool(site.node.attributes.get_int("transB", 0))
-    return (site.in_axis, site.out_axis) != ((1, 0) if flipped else (0, 1))
 
 
 class QdqWriter:
     """Writes one model; makes each Q/DQ pair, weight copy and DequantizeLinear once."""
 
-    def __init__(self, model: ir.Model, weights: Int8Weights, *, integer_bias: bool) -> None:
-        """Write into ``model``; biases become int32 when ``integer_bias``."""
+    def __init__(
+        self,
+        model: ir.Model,
+        weights: Int8Weights,
+        *,
+        integer_bias: bool,
+        corrections: Mapping[str, np.ndarray[Any, Any]],
+    ) -> None:
+        """Write into ``model``; biases become int32 when ``integer_bias``.
+
+        ``corrections``, by site name and [channels], are subtracted from biases.
+        """
+        self._corrections = corrections
         self._graph = model.graph
         self._weights = weights
         self._integer_bias = integer_bias
@@ -107,7 +75,7 @@ class QdqWriter:
         """Replace weight and bias of a site whose input has the scale ``input_scale``."""
         assert site.weight is not None  # weight_refusal has been asked
         node = site.node
-        bias = self._bias_array(site)
+        bias = self.bias_of(site)
         transposed = operand_transposed(site)
         integer = self._integer_bias and bias is not None
         weight = self._weights.write(
@@ -155,8 +123,16 @@ class QdqWriter:
                 self._graph.remove(node, safe=True)
         drop_unused(self._replaced)
 
+    def bias_of(self, site: Site) -> np.ndarray[Any, Any] | None:
+        """The corrected bias of a site, one number per output channel, beta taken in.
+
+        None when it cannot be written so, and is left as it is.
+        """
+        bias = self._bias_array(site)
+        shift = self._corrections.get(site.name)
+        return bias if bias is None or shift is None else bias - shift
+
     def _bias_array(self, site: Site) -> np.ndarray[Any, Any] | None:
-        """The bias as one number per output channel, beta taken in; None to leave it as it is."""
         if site.bias is None:
             return None
         bias = read_weight(site.bias).astype(np.float32, copy=False)
@@ -165,7 +141,7 @@ class QdqWriter:
             if bias.ndim > 1 and bias.shape[0] != 1:
                 return None
             bias = np.broadcast_to(bias.reshape(-1), (channels,))
-            return bias * np.float32(_take_factor(site.node, "beta"))
+            return bias * np.float32(site.node.attributes.get_float("beta", 1.0))
         if site.bias_node is not None and not _fits_rank(site, bias.ndim):
             return None
         return bias.reshape(-1)
@@ -174,6 +150,7 @@ class QdqWriter:
         self, site: Site, bias: np.ndarray[Any, Any], input_scale: float, weight: Int8Weight
     ) -> None:
         assert site.bias is not None  # it was read
+        site.node.attributes.pop("beta", None)
         if self._integer_bias:
             codes, scales = int32_bias(bias, input_scale, weight.scale)
             value = self.dequantized(
@@ -181,7 +158,7 @@ class QdqWriter:
                 self._add(f"{site.bias.name}_scale", scales, ir.DataType.FLOAT),
                 0,
             )
-        elif site.kind == "Gemm":  # beta may have been taken in
+        elif site.kind == "Gemm" or site.name in self._corrections:
             value = self._add(f"{site.bias.name}_float", np.ascontiguousarray(bias), None)
         else:
             return

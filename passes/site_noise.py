@@ -26,7 +26,8 @@ from onnxq.graph.stage import clone_model
 from onnxq.passes.base import Progress, Samples
 from onnxq.passes.int8_weights import Int8Weights
 from onnxq.passes.qdq_placement import Placement
-from onnxq.passes.qdq_writing import QdqWriter, operand_transposed
+from onnxq.passes.qdq_writing import QdqWriter
+from onnxq.passes.site_operands import operand_transposed
 from onnxq.runtime import Session, open_session
 
 __all__ = ["measure_sites", "noisiest"]
@@ -56,6 +57,7 @@ def measure_sites(
     sites: Sequence[Site],
     placement: Placement,
     weights: Int8Weights,
+    shifts: Mapping[str, Array],
     samples: Samples,
     count: int,
     progress: Progress,
@@ -67,6 +69,7 @@ def measure_sites(
         sites: sites of its main graph that could be quantized.
         placement: gives scales and zero points; its points are not changed.
         weights: how weights are rounded; a fresh copy of its settings is used.
+        shifts: corrections of biases, by site name.
         samples: model inputs by name.
         count: how many of them to run, spread evenly over all there are.
         progress: called as sites are done.
@@ -79,7 +82,7 @@ def measure_sites(
     chosen = list(itertools.islice(iter(samples), 0, spread * count, spread))
     found: dict[str, float] = {}
     for batch in _batches(sites):
-        twins = _Twins(model, placement, weights.fresh(), batch)
+        twins = _Twins(model, placement, weights.fresh(), shifts, batch)
         with open_session(twins.model) as session:
             outputs = [spec.name for spec in session.outputs]
             plain = [_run(session, sample, -1, outputs) for sample in chosen]
@@ -131,14 +134,20 @@ class _Twins:
     """A copy of the model in which an input selects the site that is quantized."""
 
     def __init__(
-        self, model: ir.Model, placement: Placement, weights: Int8Weights, names: Sequence[str]
+        self,
+        model: ir.Model,
+        placement: Placement,
+        weights: Int8Weights,
+        shifts: Mapping[str, Array],
+        names: Sequence[str],
     ) -> None:
         """Build twins of the sites of these names."""
         self.model = clone_model(model)
         self._graph = self.model.graph
         self._placement = placement.on(self.model)
         self._weights = weights
-        self._writer = QdqWriter(self.model, weights, integer_bias=False)
+        self._shifts = shifts
+        self._writer = QdqWriter(self.model, weights, integer_bias=False, corrections={})
         self._selector = ir.Value(
             name=_SELECTOR, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([])
         )
@@ -175,6 +184,8 @@ class _Twins:
         }
         for node in chain:
             self._twin(node, replaced)
+            if node is site.node:
+                replaced[site.output] = self._correct(site, replaced[site.output])
         last = replaced[end]
         if written is not None:
             last = self._writer.pair(last, written)
@@ -195,6 +206,21 @@ class _Twins:
         for position, output in enumerate(self._graph.outputs):
             if output is end:
                 self._graph.outputs[position] = switch
+
+    def _correct(self, site: Site, result: ir.Value) -> ir.Value:
+        """The twin's result less the correction of its bias."""
+        shift = self._shifts.get(site.name)
+        if shift is None:
+            return result
+        spread = shift.reshape(-1, *(1,) * (len(site.shape) - 2)) if site.kind == "Conv" else shift
+        value = add_weight(
+            self._graph,
+            f"{site.name}_shift",
+            shape=spread.shape,
+            dtype=ir.DataType.FLOAT,
+            compute=spread,
+        )
+        return self._append("Sub", [result, value], f"{site.name}_corrected")
 
     def _twin(self, node: ir.Node, replaced: dict[ir.Value, ir.Value]) -> None:
         inputs = [None if v is None else replaced.get(v, v) for v in node.inputs]

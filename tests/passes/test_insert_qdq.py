@@ -49,7 +49,7 @@ def run(m, optimize=False, **feeds):
 
 def quantize(m, data, **options):
     Calibrate().call(m, Context(samples=data))
-    step = InsertQdq(**{"min_output_db": 0.0, **options})
+    step = InsertQdq(**{"min_output_db": 0.0, "correct_bias": False, **options})
     step.requires(m)
     return step.call(m, Context(samples=data))
 
@@ -355,6 +355,48 @@ def test_measuring_leaves_the_model_as_it_was():
     report = InsertQdq(min_output_db=300.0).call(m, Context(samples=data))
     assert not report.modified and len(report.left) == 2
     assert (len(m.graph.inputs), len(m.graph)) == (inputs, nodes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "main (float[n, 32] x) => (float[n, 16] y) <float[1] w = {0}, float[1] b = {0}>"
+        " { r = Relu(x) m = MatMul(r, w) y = Add(m, b) }",
+        "main (float[n, 32] x) => (float[n, 16] y) <float[1] w = {0}, float[1] b = {0}>"
+        " { r = Relu(x) y = Gemm<alpha = 0.5, beta = 2.0>(r, w, b) }",
+    ],
+)
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "tensorrt"])
+def test_bias_correction_takes_the_mean_error_out(text, target):
+    data = [{"x": normal(256, 32) + 3} for _ in range(4)]
+    built = model(text, w=normal(32, 16), b=normal(16))
+    before = np.concatenate([run(built, **sample)["y"] for sample in data])
+    means = []
+    for correct in (False, True):
+        m = built.clone()
+        quantize(m, data, target=target, correct_bias=correct, rounding="nearest")
+        after = np.concatenate([run(m, **sample)["y"] for sample in data])
+        means.append(np.abs((after - before).mean(axis=0)).max())
+    assert means[1] < 0.25 * means[0]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_bias_correction_of_grouped_convolutions(groups):
+    built = model(
+        "main (float[1, 4, 24, 24] x) => (float[1, 8, 22, 22] y)"
+        f" <float[1] w = {{0}}, float[1] b = {{0}}> {{ y = Conv<group = {groups}>(x, w, b) }}",
+        w=normal(8, 4 // groups, 3, 3),
+        b=normal(8),
+    )
+    data = [{"x": normal(1, 4, 24, 24) + np.float32(4)} for _ in range(4)]
+    before = np.concatenate([run(built, **sample)["y"] for sample in data])
+    means = []
+    for correct in (False, True):
+        m = built.clone()
+        quantize(m, data, correct_bias=correct, rounding="nearest", target="tensorrt")
+        after = np.concatenate([run(m, **sample)["y"] for sample in data])
+        means.append(np.abs((after - before).mean(axis=(0, 2, 3))).max())
+    assert means[1] < 0.25 * means[0]
 
 
 def test_noisiest_drops_as_few_as_needed():
