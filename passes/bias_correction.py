@@ -69,7 +69,7 @@ def mean_error(site: Site, error: Array, mean: Array) -> Array:
         return np.asarray(alpha * (mean @ matrix), dtype=np.float32)
     channels = error.reshape(*error.shape[:2], -1).sum(axis=2)
     grouped = channels.reshape(site.groups, -1, channels.shape[1])
-    shift = np.einsum("goi,gi->go", grouped, mean.reshape(site.groups, -1))
+    shift: Array = np.einsum("goi,gi->go", grouped, mean.reshape(site.groups, -1))
     return shift.reshape(-1).astype(np.float32)
 
 
