@@ -125,11 +125,15 @@ class InsertQdq(Pass):
         sites = find_sites(model)
         reports: dict[str, SiteReport] = {}
         accepted: list[Site] = []
-        products = [site for site in sites if self._is_product(site, placement)]
+        products: list[Site] = []
         for site in sites:
+            if self._is_product(site, placement):
+                products.append(site)
+                reports[site.name] = SiteReport(site=site.name, format=self._activation(target))
+                continue
             reason = self._refusal(site, target, placement)
             reports[site.name] = SiteReport(site=site.name, reason=reason)
-            if reason is None and site not in products:
+            if reason is None:
                 accepted.append(site)
         moved = any(site.bias_node for site in accepted if site.kind.startswith("Conv"))
         accepted = [writer.absorb_conv_bias(site) for site in accepted]
@@ -145,15 +149,11 @@ class InsertQdq(Pass):
         for site in products:
             placement.add_input(site.node, 0)
             placement.add_input(site.node, 1)
-            reports[site.name] = SiteReport(site=site.name, format=self._activation(target))
         placement.spread(accepted)
         for number, site in enumerate(accepted):
             context.progress("insert QDQ", number, len(accepted))
             reports[site.name] = self._write(site, writer, placement)
-        for point in placement.points.values():
-            writer.write_point(point)
-        writer.shield((site.node for site in accepted), target)
-        writer.remove_unused()
+        writer.write_points(placement, {site.node for site in accepted}, target)
         return PassReport(
             modified=bool(accepted or products or moved), sites=tuple(reports.values())
         )

@@ -205,27 +205,22 @@ class Int8Weights:
             keep_sums=self._keep_sums,
         )
         kept = self._scratch.keep(codes, ir.DataType.INT8)
-        nbytes = codes.nbytes + scale.nbytes
-        return Int8Weight(
-            codes=add_weight(
-                graph,
-                f"{weight.name}_int8",
-                shape=codes.shape,
-                dtype=ir.DataType.INT8,
-                compute=kept.numpy,
-            ),
-            scales=add_weight(
-                graph,
-                f"{weight.name}_scale",
-                shape=scale.shape,
-                dtype=ir.DataType.FLOAT,
-                compute=np.asarray(scale),
-            ),
-            scale=scale,
-            error=error,
-            bits=8.0 * nbytes / max(codes.size, 1),
-            nbytes=nbytes,
+        coded = add_weight(
+            graph,
+            f"{weight.name}_int8",
+            shape=codes.shape,
+            dtype=ir.DataType.INT8,
+            compute=kept.numpy,
         )
+        scales = add_weight(
+            graph,
+            f"{weight.name}_scale",
+            shape=scale.shape,
+            dtype=ir.DataType.FLOAT,
+            compute=np.asarray(scale),
+        )
+        nbytes = codes.nbytes + scale.nbytes
+        return Int8Weight(coded, scales, scale, error, 8.0 * nbytes / codes.size, nbytes)
 
 
 def drop_unused(values: Iterable[ir.Value]) -> None:

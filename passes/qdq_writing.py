@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from onnxq.passes.int8_weights import (
     int32_bias,
     scale_floor,
 )
-from onnxq.passes.qdq_placement import Parameters, Point
+from onnxq.passes.qdq_placement import Parameters, Placement, Point
 from onnxq.passes.qdq_targets import Target
 from onnxq.passes.site_operands import operand_transposed
 
@@ -97,15 +97,14 @@ class QdqWriter:
             self._write_bias(site, bias, input_scale, weight)
         return weight
 
-    def shield(self, accepted: Iterable[ir.Node], target: Target) -> None:
+    def _shield(self, accepted: Collection[ir.Node], target: Target) -> None:
         """Keep the runtime from quantizing, on its own and coarsely, what was left in float.
 
         A Max of one operand between DequantizeLinear and such a node computes nothing, and no
         optimizer removes it.
         """
-        quantized = set(accepted)
         for node in tuple(self._graph):
-            if node in quantized or node.op_type not in target.requantizes or node.domain:
+            if node in accepted or node.op_type not in target.requantizes or node.domain:
                 continue
             value = node.inputs[0]
             if value is not None and _comes_dequantized(value, target):
@@ -116,7 +115,7 @@ class QdqWriter:
                 self._graph.insert_before(node, producer)
                 node.replace_input_with(0, kept)
 
-    def remove_unused(self) -> None:
+    def _remove_unused(self) -> None:
         """Remove weights, biases and views that only the replaced operands used."""
         for node in reversed(dict.fromkeys(self._views)):
             if not any(v.uses() or v.is_graph_output() for v in node.outputs):
@@ -201,7 +200,16 @@ class QdqWriter:
         node.outputs[0].name = unique
         return node.outputs[0]
 
-    def write_point(self, point: Point) -> None:
+    def write_points(
+        self, placement: Placement, accepted: Collection[ir.Node], target: Target
+    ) -> None:
+        """Write every point, shield what stays in float, and remove what nobody reads."""
+        for point in placement.points.values():
+            self._write_point(point)
+        self._shield(accepted, target)
+        self._remove_unused()
+
+    def _write_point(self, point: Point) -> None:
         """Put the Q/DQ pair of a point behind its producer and connect its readers."""
         value = point.value
         readers = set(point.readers)
