@@ -73,7 +73,7 @@ def test_glassllm(tmp_path, fetched):
 def test_pp_ocr(tmp_path, fetched):
     metrics = _check("pp-ocrv4", tmp_path, fetched, "photos", "text")
     assert metrics["text"].splitlines()[0] == "Region-based segmentation"
-    assert len(metrics["text"].splitlines()) == 5
+    assert len(metrics["text"].splitlines()) == 6
     assert metrics["rendered_error_rate"] < 0.02
 
 
