@@ -26,6 +26,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
+    if name == "evaluate":
+        return importlib.import_module("onnxq.evaluate")
     if name == "OnnxqError":
         return importlib.import_module("onnxq.errors").OnnxqError
     if name in __all__:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import CalibrationError
-from onnxq.evaluate import Comparison, compare_models
+from onnxq.evaluate import Comparison, bench_models, compare_models
 from onnxq.evaluate.run import evaluate
 from onnxq.export.artifact import Artifact, file_hash, write_artifact
 from onnxq.graph import load
@@ -21,7 +21,7 @@ from onnxq.passes.recipe import Recipe, load_recipe
 from onnxq.passes.runner import Check, RecipeResult, run_recipe
 from onnxq.runtime import random_samples
 
-__all__ = ["Quantized", "compare", "evaluate", "load", "quantize"]
+__all__ = ["Quantized", "bench", "compare", "evaluate", "load", "quantize"]
 
 _HELD_BACK = 4
 """Samples kept away from calibration to compare the written artifact on."""
@@ -143,6 +143,29 @@ def compare(
     first, second = load(reference), load(candidate)
     samples = random_samples(first, 2) if data is None else list(_open(first, data))
     return compare_models(first, second, samples, layers=layers)
+
+
+def bench(
+    models: Sequence[str | Path],
+    data: Any = None,
+    *,
+    rounds: int = 20,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> list[dict[str, Any]]:
+    """Time models against one another on the same inputs, alternating; one row for each.
+
+    Args:
+        models: ONNX files or folders; the first is the one the others are compared with.
+        data: as in `quantize`; random inputs when None.
+        rounds: timed runs of each model.
+        threads: threads inside an operator; None leaves the choice to the runtime.
+        progress: called with (what, done, total).
+    """
+    first = load(models[0])
+    samples = random_samples(first, 1) if data is None else list(_open(first, data))[:8]
+    measured = bench_models(models, samples, rounds=rounds, threads=threads, progress=progress)
+    return [row.to_dict() for row in measured]
 
 
 def _open(model: ir.Model, data: Any) -> Iterable[Mapping[str, np.ndarray]]:

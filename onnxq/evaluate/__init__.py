@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from typing import Any
+
 from onnxq.evaluate.bench import Benchmark, TokenRates, bench_models, token_rates
 from onnxq.evaluate.compare import Comparison, ValueComparison, compare_models
 from onnxq.evaluate.latency import Latencies, Spread, latency
+from onnxq.evaluate.run import evaluate
 
 __all__ = [
     "Benchmark",
@@ -15,6 +20,22 @@ __all__ = [
     "ValueComparison",
     "bench_models",
     "compare_models",
+    "evaluate",
     "latency",
     "token_rates",
 ]
+
+
+class _Verb(types.ModuleType):
+    """This room, which is also the public verb ``onnxq.evaluate(...)``.
+
+    Importing a submodule binds its name in the package, so the room would hide a function of the
+    same name; a module that can be called is both.
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Call `onnxq.evaluate.run.evaluate`."""
+        return evaluate(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Verb

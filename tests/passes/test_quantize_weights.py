@@ -136,13 +136,18 @@ def test_convolutions_take_one_scale_per_output_channel():
     # |ΔW| ≤ scale / 2 for each of the 18 weights of an output, scale = max|W| / 127.
     bound = np.abs(weight).reshape(6, -1).max(1) / 127 / 2 * 18 * np.abs(x).max()
     assert (np.abs(after - before).reshape(6, -1).max(1) <= bound).all()
-    left = apply(model(
-        "main (float[1, 4, 8, 8] x) => (float[1, 6, 6, 6] y, float[n, 4] z) "
-        "<float[6, 2, 3, 3] w, float[4, 4] v, float[n, 4] q>"
-        "{ y = Conv<group=2>(x, w) z = MatMul(q, v) }".replace(", float[n, 4] q>", ">").replace(
-            "x)", "x, float[n, 4] q)", 1),
-        w=weight, v=np.eye(4, dtype=np.float32),
-    ), format="int4_g16").left
+    left = apply(
+        model(
+            "main (float[1, 4, 8, 8] x) => (float[1, 6, 6, 6] y, float[n, 4] z) "
+            "<float[6, 2, 3, 3] w, float[4, 4] v, float[n, 4] q>"
+            "{ y = Conv<group=2>(x, w) z = MatMul(q, v) }".replace(", float[n, 4] q>", ">").replace(
+                "x)", "x, float[n, 4] q)", 1
+            ),
+            w=weight,
+            v=np.eye(4, dtype=np.float32),
+        ),
+        format="int4_g16",
+    ).left
     assert "takes one scale per channel or tensor" in left[0].reason
 
 
@@ -182,9 +187,7 @@ def test_an_override_and_an_exclusion_win_over_the_format():
         **{name: RNG.standard_normal((16, 16)).astype(np.float32) for name in "abc"},
     )
     names = [site.name for site in find_sites(m)]
-    report = apply(
-        m, format="int4_g16", overrides={names[1]: "int8_g16"}, exclude=(names[2],)
-    )
+    report = apply(m, format="int4_g16", overrides={names[1]: "int8_g16"}, exclude=(names[2],))
     assert [site.format for site in report.sites] == ["int4_g16", "int8_g16", None]
     assert "leaves it in float" in report.sites[2].reason
 

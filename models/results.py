@@ -1,0 +1,228 @@
+"""``python -m onnxq.models.results docs/results.md``: every model of the zoo, quantized and measured.
+
+Finished measurements are kept as JSON in a work folder, one file for each model and recipe, so an
+interrupted run goes on where it stopped and one figure can be measured again by deleting its file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxq.errors import OnnxqError
+from onnxq.evaluate import latency
+from onnxq.export.artifact import Artifact, write_artifact
+from onnxq.graph import load
+from onnxq.models.registry import tasks
+from onnxq.models.task import Metrics, Task
+from onnxq.models.zoo import cache_folder
+from onnxq.passes.recipe import load_recipe
+from onnxq.passes.runner import run_recipe
+
+RECIPES = ("int8_static", "int8", "int4", "int8_dynamic")
+_ROUNDS = 15
+
+
+def main() -> None:
+    """Measure what is missing, then write the page."""
+    parser = argparse.ArgumentParser(prog="python -m onnxq.models.results")
+    parser.add_argument("page", type=Path, help="the markdown file to write")
+    parser.add_argument("--work", type=Path, default=cache_folder() / "results")
+    parser.add_argument("--only", nargs="*", help="names of models; all when not given")
+    parser.add_argument("--again", action="store_true", help="measure again what is there")
+    options = parser.parse_args()
+    results = {}
+    for name, task in tasks().items():
+        if options.only and name not in options.only:
+            continue
+        results[name] = measure(task, options.work / name, again=options.again)
+    options.page.write_text(page(results), encoding="utf-8")
+
+
+def measure(task: Task, work: Path, *, again: bool = False) -> dict[str, Any]:
+    """All measurements of one model: the source, then each recipe; failures are kept as sentences.
+
+    Args:
+        task: the model, its data and its metric.
+        work: folder for models and finished measurements.
+        again: ignore finished measurements.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    built = _built(task, work)
+    result: dict[str, Any] = {"title": task.title, "primary": task.primary}
+    result["source"] = _kept(work / "source.json", again, lambda: _source(task, built))
+    for recipe in RECIPES:
+        result[recipe] = _kept(
+            work / f"{recipe}.json", again, lambda name=recipe: _quantized(task, work, built, name)
+        )
+    return result
+
+
+def _built(task: Task, work: Path) -> dict[str, Path]:
+    index = work / "built.json"
+    if index.exists():
+        return {role: Path(path) for role, path in json.loads(index.read_text()).items()}
+    built = task.build(work / "source")
+    index.write_text(json.dumps({role: str(path) for role, path in built.items()}))
+    return built
+
+
+def _kept(path: Path, again: bool, run: Any) -> dict[str, Any]:
+    if path.exists() and not again:
+        return dict(json.loads(path.read_text()))
+    start = time.perf_counter()
+    try:
+        value = run()
+    except OnnxqError as error:
+        value = {"refused": f"{type(error).__name__}: {error}"}
+    value["minutes"] = round((time.perf_counter() - start) / 60, 2)
+    path.write_text(json.dumps(value, indent=1, default=str))
+    return dict(value)
+
+
+def _source(task: Task, built: Mapping[str, Path]) -> dict[str, Any]:
+    return {"metrics": task.evaluate(built), "megabytes": _megabytes(built.values())}
+
+
+def _quantized(task: Task, work: Path, built: dict[str, Path], recipe: str) -> dict[str, Any]:
+    chosen = load_recipe(recipe)
+    samples = task.calibration(built)
+    held_back = task.held_back(built)
+    artifacts = {}
+    for role, path in built.items():
+        original = load(path)
+        result = run_recipe(original, chosen, samples=samples[role])
+        artifacts[role] = write_artifact(
+            result,
+            work / recipe / role,
+            original=original,
+            source={"task": task.name, "role": role},
+            held_back=held_back[role],
+            companions=path.parent,
+        )
+    files = {role: artifact.model for role, artifact in artifacts.items()}
+    metrics: Metrics = task.evaluate(files, source=built)
+    return {
+        "metrics": metrics,
+        "megabytes": sum(artifact.nbytes for artifact in artifacts.values()) / 1e6,
+        "latency_ratio": _latency_ratio(built, files, held_back),
+        **_sites(artifacts.values()),
+    }
+
+
+def _latency_ratio(
+    source: Mapping[str, Path],
+    quantized: Mapping[str, Path],
+    feeds: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
+) -> dict[str, float]:
+    """Quantized over source for each file: median of the ratios of alternating rounds."""
+    return {
+        role: latency([path, quantized[role]], feeds[role][:1], rounds=_ROUNDS).ratio
+        for role, path in source.items()
+    }
+
+
+def _sites(artifacts: Any) -> dict[str, Any]:
+    done, left = 0, Counter[str]()
+    for artifact in artifacts:
+        last = _last_word(artifact)
+        done += sum(1 for site in last if not site["reason"])
+        left.update(site["reason"] for site in last if site["reason"])
+    return {"quantized": done, "left": dict(left.most_common())}
+
+
+def _last_word(artifact: Artifact) -> list[dict[str, Any]]:
+    """The site rows of the step that quantized: the last one whose promise is to be close."""
+    steps = [
+        step for step in artifact.report["steps"] if any(site["format"] for site in step["sites"])
+    ]
+    return list(steps[-1]["sites"]) if steps else []
+
+
+def _megabytes(paths: Any) -> float:
+    total = 0
+    for path in paths:
+        total += sum(
+            file.stat().st_size for file in path.parent.iterdir() if file.name.startswith(path.name)
+        )
+    return total / 1e6
+
+
+def page(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The markdown page of all results."""
+    lines = [
+        "# Results",
+        "",
+        "Written by `make results` (`python -m onnxq.models.results docs/results.md`); do not edit.",
+        "",
+        f"Machine: {_cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}. Latency is "
+        "quantized / float32 of the same process, alternating, on one held-back input for each "
+        "ONNX file of the model (below 1 is faster). SmolLM2's linear weights come from a Q4_1 "
+        "file: the baseline is the dequantized model.",
+        "",
+    ]
+    for name, result in results.items():
+        lines += _section(name, result)
+    return "\n".join(lines) + "\n"
+
+
+def _section(name: str, result: Mapping[str, Any]) -> list[str]:
+    source = result["source"]
+    lines = [f"## {result['title']} (`{name}`)", ""]
+    if "refused" in source:
+        return [*lines, f"Not measured: {source['refused']}", ""]
+    primary = result["primary"]
+    metrics = source["metrics"]
+    columns = [key for key, value in metrics.items() if isinstance(value, (int, float))]
+    columns = [primary, *(key for key in columns if key != primary)]
+    lines.append("| model | " + " | ".join(columns) + " | MB | latency | sites | left |")
+    lines.append("|---|" + "---:|" * (len(columns) + 4))
+    lines.append(_row("float32", metrics, columns, [f"{source['megabytes']:.1f}", "1", "–", "–"]))
+    reasons: dict[str, dict[str, int]] = {}
+    refusals = []
+    for recipe in RECIPES:
+        measured = result[recipe]
+        if "refused" in measured:
+            refusals.append(f"- `{recipe}` refused: {measured['refused']}")
+            continue
+        ratio = ", ".join(f"{value:.2f}" for value in measured["latency_ratio"].values())
+        left = sum(measured["left"].values())
+        rest = [f"{measured['megabytes']:.1f}", ratio, str(measured["quantized"]), str(left)]
+        lines.append(_row(f"`{recipe}`", measured["metrics"], columns, rest))
+        reasons[recipe] = measured["left"]
+    lines += ["", *refusals]
+    for recipe, counts in reasons.items():
+        for reason, count in list(counts.items())[:6]:
+            lines.append(f"- `{recipe}` left {count}: {reason}")
+    return [*lines, ""]
+
+
+def _row(name: str, metrics: Mapping[str, Any], columns: Sequence[str], rest: list[str]) -> str:
+    values = [_number(metrics.get(column)) for column in columns]
+    return f"| {name} | " + " | ".join([*values, *rest]) + " |"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) else "–"
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(": ")[2]
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
