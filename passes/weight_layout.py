@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.formats import IntFormat, PerGroup, PerTensor, unpack_codes
+from onnxq.formats import IntFormat, PerGroup, PerTensor
 from onnxq.graph.sites import Site
 from onnxq.graph.weights import weight_tensor
 
@@ -124,20 +124,3 @@ def decode_rows(arrays: dict[str, Array], fmt: IntFormat, part: slice) -> Array:
     """Some rows of the weight that the arrays of a solver stand for."""
     by_row = not isinstance(fmt.granularity, PerTensor)
     return fmt.decode({k: a[part] if by_row or k == "codes" else a for k, a in arrays.items()})
-
-
-def decode_blocks(
-    layout: dict[str, Array], fmt: IntFormat, shape: tuple[int, int], part: slice
-) -> Array:
-    """Some rows of the weight that a MatMulNBits layout stands for."""
-    blobs, scales = layout["B"][part], layout["scales"][part]
-    rows, groups, _ = blobs.shape
-    codes = unpack_codes(blobs, fmt.bits, blobs.shape[2] * 8 // fmt.bits, signed=False)
-    values = codes.astype(np.float32)
-    if fmt.symmetric:
-        values -= np.float32(2 ** (fmt.bits - 1))
-    else:
-        zeros = unpack_codes(layout["zero_points"][part], fmt.bits, groups, signed=False)
-        values -= zeros.astype(np.float32)[..., None]
-    values *= scales.astype(np.float32)[..., None]
-    return values.reshape(rows, -1)[:, : shape[1]]

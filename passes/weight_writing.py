@@ -7,6 +7,7 @@ shares its codes.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +21,6 @@ from onnxq.numerics.rounding import MINMAX, MSE_GRID
 from onnxq.passes.base import SiteReport
 from onnxq.passes.weight_layout import (
     Stored,
-    decode_blocks,
     decode_rows,
     dequantize_attributes,
     dequantize_inputs,
@@ -191,15 +191,18 @@ class WeightWriter:
         key = (id(_weight(site)), str(fmt), "blocks", site.in_axis)
         if key not in self._written:
             rows = to_rows(site, read_weight(_weight(site)))
-            layout = encode_matmul_nbits(rows, fmt, shrink=self._shrink)
             dtype = weight_type(site)
+            if dtype == ir.DataType.FLOAT16:  # codes are chosen with the scale that is stored
+                fmt = dataclasses.replace(fmt, scale_dtype="float16")
+            layout = encode_matmul_nbits(rows, fmt, shrink=self._shrink)
             stored: Stored = [
                 (layout["B"], ir.DataType.UINT8),
                 (layout["scales"].astype(dtype.numpy(), copy=False), dtype),
             ]
             if not fmt.symmetric:
                 stored.append((layout["zero_points"], ir.DataType.UINT8))
-            error = relative_error(rows, lambda part: decode_blocks(layout, fmt, rows.shape, part))
+            noise, signal = layout["squares"].sum(axis=1)
+            error = math.sqrt(noise / signal) if signal else 0.0
             self._written[key] = self._store(site, fmt, stored, rows.size, error)
         return self._written[key]
 

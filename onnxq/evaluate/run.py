@@ -66,9 +66,8 @@ def _tokenizer_file(tokenizer: str | Path | None, place: Path | None) -> Path:
         path = candidate / "tokenizer.json" if candidate.is_dir() else candidate
         if path.is_file():
             return path
-    raise ModelLoadError(
-        f"No tokenizer.json was found{f' beside {place}' if place else ''}: name one with tokenizer."
-    )
+    where = f" beside {place}" if place else ""
+    raise ModelLoadError(f"No tokenizer.json was found{where}: name one with tokenizer.")
 
 
 def _tokens(text: str | Path, tokenizer: Path) -> np.ndarray:

@@ -174,7 +174,7 @@ def test_a_tied_embedding_shares_its_codes_with_the_head():
 
 
 def test_a_float_embedding_keeps_the_float_table():
-    m, table = tied()
+    m, _ = tied()
     report = apply(m, format="int8_g32", accuracy_level=0)
     assert report.left[0].reason == "the recipe leaves it in float"
     assert "w" in m.graph.initializers

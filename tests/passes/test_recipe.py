@@ -1,4 +1,4 @@
-"""A recipe is what its file says, and every wrong word in it is named with the nearest right one."""
+"""A recipe is what its file says; a wrong word in it is named with the nearest right one."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Sessions open on anything that is a model, give back what was asked by name, and leave no trace."""
+"""Sessions open on anything that is a model, answer by name, and leave no trace."""
 
 import numpy as np
 import onnx_ir as ir
@@ -48,14 +48,17 @@ def test_an_inner_value_that_does_not_exist_is_named(model):
 
 
 def test_feeds_that_do_not_fit_are_a_sentence_with_their_shapes(model):
-    with open_session(model) as session:
-        with pytest.raises(OnnxqError, match=r"on inputs of shapes x \(2,\)"):
-            session.run({"x": np.zeros(2, np.float32), "mask": FEEDS["mask"]})
+    wrong = {"x": np.zeros(2, np.float32), "mask": FEEDS["mask"]}
+    with (
+        open_session(model) as session,
+        pytest.raises(OnnxqError, match=r"on inputs of shapes x \(2,\)"),
+    ):
+        session.run(wrong)
 
 
 def test_what_the_runtime_does_not_load_is_refused_with_its_message(model):
     model.graph[0].op_type = "NoSuchOperator"
-    with pytest.raises(UnsupportedGraph, match="ONNX Runtime does not load .*NoSuchOperator"):
+    with pytest.raises(UnsupportedGraph, match=r"ONNX Runtime does not load .*NoSuchOperator"):
         open_session(model)
 
 
