@@ -90,8 +90,7 @@ def write_artifact(
         ArtifactError: the written model fails verification; what was there before is untouched.
     """
     folder = folder.absolute()
-    mine = overwrite or (folder / REPORT_NAME).exists()
-    refuse_occupied(folder, mine)
+    mine = refuse_foreign(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with output_lock(folder), fresh_folder(folder, overwrite=mine) as staging:
         path = save(result.model, staging / MODEL_NAME)
@@ -109,6 +108,13 @@ def write_artifact(
         text = json.dumps(report, indent=1, allow_nan=False, default=str)
         (staging / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
     return Artifact(folder, report)
+
+
+def refuse_foreign(folder: Path, overwrite: bool) -> bool:
+    """Raise `ExportError` when ``folder`` may not be written; return whether it is replaced."""
+    mine = overwrite or (folder / REPORT_NAME).exists()
+    refuse_occupied(folder, mine)
+    return mine
 
 
 def read_artifact(folder: Path) -> Artifact:

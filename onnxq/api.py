@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxq.errors import CalibrationError
 from onnxq.evaluate import Comparison, bench_models, compare_models
 from onnxq.evaluate.run import evaluate
-from onnxq.export.artifact import Artifact, file_hash, write_artifact
+from onnxq.export.artifact import Artifact, file_hash, refuse_foreign, write_artifact
 from onnxq.graph import load
 from onnxq.passes.base import PassReport, Progress, SiteReport, no_progress
 from onnxq.passes.recipe import Recipe, load_recipe
@@ -117,6 +117,8 @@ def quantize(
         OnnxqError: with a sentence that says what, where, and what to do next.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, set)
+    if out is not None:
+        refuse_foreign(Path(out), overwrite)
     original = load(model)
     samples, held_back = _split(original, data, check)
     result = run_recipe(original, chosen, samples=samples, check=check, progress=progress)

@@ -102,7 +102,7 @@ class Calibrate(Pass):
         )
         drop_ranges(model)
         for value in _values(model):
-            if value.name in ranges:
+            if value.name is not None and value.name in ranges:
                 set_range(value, ranges[value.name])
         stamp_ranges(model)
         reasons = {**found.reasons, **absorbed, **ranges.reasons}

@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import CalibrationError, OnnxqError
-from onnxq.graph.stage import clone_model, mark_stage, require_stage
+from onnxq.graph import check_finite
+from onnxq.graph.stage import check_stage, clone_model, mark_stage, require_stage
 from onnxq.passes.base import Context, Pass, PassReport, Progress, Samples, no_progress
 from onnxq.passes.promise import Kept, PromiseKeeper
 from onnxq.passes.recipe import Recipe
@@ -89,7 +90,8 @@ def run_recipe(
 
     Raises:
         CalibrationError: a pass needs samples and there are none.
-        UnsupportedGraph: a pass cannot work on the model; says what to run first.
+        UnsupportedGraph: a weight holds NaN or infinity; or a pass cannot work on the model, and
+            the message says what to run first.
         BrokenPromise: a pass changed the outputs more than it promised.
     """
     if recipe.needs_samples and samples is None:
@@ -98,6 +100,7 @@ def run_recipe(
             f"Recipe {recipe.name!r} needs calibration data for its pass {who!r}: give some "
             "(a folder of .npz files, texts, images or audio), or choose a weight-only recipe."
         )
+    check_finite(model)
     model = clone_model(model)
     context = Context(samples=samples, progress=progress)
     keeper = PromiseKeeper(model, _inputs(model, samples)) if check == "auto" else None
@@ -130,5 +133,6 @@ def _run_step(
     seconds = time.perf_counter() - start
     if step.gives_stage is not None:
         mark_stage(model, step.gives_stage)
+    check_stage(model)
     kept = keeper.check(who, step.promise, model) if keeper and report.modified else None
     return StepResult(step=step, report=report, kept=kept, seconds=seconds)

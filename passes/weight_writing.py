@@ -194,7 +194,8 @@ class WeightWriter:
             dtype = weight_type(site)
             if dtype == ir.DataType.FLOAT16:  # codes are chosen with the scale that is stored
                 fmt = dataclasses.replace(fmt, scale_dtype="float16")
-            layout = encode_matmul_nbits(rows, fmt, shrink=self._shrink)
+            encoded = encode_matmul_nbits(rows, fmt, shrink=self._shrink)
+            layout = {name: array for name, array in encoded.items() if array is not None}
             stored: Stored = [
                 (layout["B"], ir.DataType.UINT8),
                 (layout["scales"].astype(dtype.numpy(), copy=False), dtype),
@@ -252,6 +253,8 @@ def _replace(site: Site, node: ir.Node, nodes: list[ir.Node]) -> None:
     old = site.node
     for value, source in zip(nodes[-1].outputs, old.outputs, strict=True):
         value.type, value.shape = source.type, source.shape
+    if old.graph is None:
+        raise ValueError(f"site {site.name!r} has been removed from its graph")
     ir.convenience.replace_nodes_and_values(
         old.graph, old, [old], nodes, old.outputs, nodes[-1].outputs
     )

@@ -141,7 +141,8 @@ def _divergence(first: Array, second: Array) -> Array:
         p = np.exp(log_p)
     with np.errstate(invalid="ignore"):
         terms = np.where(p > 0.0, p * (log_p - log_q), 0.0)
-    return np.maximum(terms.sum(axis=1), 0.0)
+    divergence: np.ndarray[Any, Any] = np.maximum(terms.sum(axis=1), 0.0)
+    return divergence
 
 
 def _are_probabilities(rows: Array) -> bool:

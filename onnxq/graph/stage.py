@@ -135,7 +135,9 @@ def _range_problems(model: ir.Model) -> list[str]:
                 continue
             count += 1
             where = f"{value.name!r}" + (f" in {path}" if path else "")
-            if not value.meta.is_valid(_RANGE_KEY):
+            stale = getattr(found, "stale", None)  # of the calibration room's own record
+            found = getattr(found, "range", found)
+            if stale or not value.meta.is_valid(_RANGE_KEY):
                 problems.append(f"the range of {where} is stale: calibrate after transforming")
             elif not _is_range(getattr(found, "low", None), getattr(found, "high", None)):
                 problems.append(f"the range of {where} is {found}, not low <= high and finite")
