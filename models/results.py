@@ -31,8 +31,8 @@ from onnxq.passes.runner import run_recipe
 
 RECIPES = ("int8_static", "int8", "int4", "int8_dynamic")
 _ROUNDS = 15
-_DECIBELS = re.compile(r"[\d.]+ dB")
-"""The figure that differs from site to site in one and the same reason."""
+_PARTICULARS = re.compile(r"'[^']+'|[\d.]+(?= dB at)")
+"""Names and figures that differ from site to site in one and the same reason."""
 _OVERRIDES = {("smollm2", "int8_static"): ("insert_qdq.min_output_db=0",)}
 """Switches of single runs: the noise of 151 sites on windows of 512 tokens takes an hour."""
 
@@ -143,7 +143,7 @@ def _sites(artifacts: Any) -> dict[str, Any]:
     for artifact in artifacts:
         last = _last_word(artifact)
         done += sum(1 for site in last if not site["reason"])
-        left.update(_DECIBELS.sub("… dB", site["reason"], 1) for site in last if site["reason"])
+        left.update(_PARTICULARS.sub("…", site["reason"]) for site in last if site["reason"])
     return {"quantized": done, "left": dict(left.most_common())}
 
 

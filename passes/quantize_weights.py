@@ -72,7 +72,7 @@ class QuantizeWeights(Pass):
         """Raise unless there is something to quantize and the opset can express it."""
         sites = [site for site in find_sites(model) if site.kind in (*_LINEAR, "Gather")]
         done = [site for site in find_sites(model) if site.already]
-        if done and not any(site.already is None for site in sites):
+        if done and not any(site.already is None and site.refusal is None for site in sites):
             raise UnsupportedGraph(
                 f"The model is already quantized: {done[0].name!r} is {done[0].already}, and no "
                 "float weight is left. Quantize the float model it was made from."
