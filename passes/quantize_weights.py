@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from onnxq.errors import UnsupportedGraph
+from onnxq.errors import FormatError, UnsupportedGraph
 from onnxq.formats import IntFormat, PerGroup, parse_format
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage
@@ -95,7 +95,11 @@ class QuantizeWeights(Pass):
         reports = []
         for number, site in enumerate((*sites, *tables)):
             context.progress("quantize weights", number, len(sites) + len(tables))
-            reports.append(self._visit(site, writer))
+            try:
+                reports.append(self._visit(site, writer))
+            except FormatError as error:
+                weight = site.weight.name if site.weight is not None else None
+                raise FormatError(f"Weight {weight!r} of {site.name!r}: {error}") from error
         writer.remove_unused()
         modified = any(report.reason is None for report in reports)
         return PassReport(modified=modified, sites=tuple(reports))

@@ -16,7 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxq.formats import IntFormat, PerGroup, encode_matmul_nbits
 from onnxq.graph.scratch import Scratch
 from onnxq.graph.sites import Site
-from onnxq.graph.weights import add_weight, read_weight
+from onnxq.graph.weights import add_weight, weight_tensor
 from onnxq.numerics.rounding import MINMAX, MSE_GRID
 from onnxq.passes.base import SiteReport
 from onnxq.passes.weight_layout import (
@@ -81,7 +81,7 @@ class WeightWriter:
         weight = _weight(site)
         key = (id(weight), str(fmt), "dequantize", site.in_axis, site.out_axis)
         if key not in self._written:
-            rows = to_rows(site, read_weight(_weight(site)))
+            rows = to_rows(site, weight_tensor(_weight(site)).numpy())
             arrays = nearest(rows, fmt, search=self._search)
             error = relative_error(rows, lambda part: decode_rows(arrays, fmt, part))
             stored = dequantize_inputs(site, fmt, arrays)
@@ -190,7 +190,7 @@ class WeightWriter:
         """Codes, scales and zero points in MatMulNBits layout, stored once for tied weights."""
         key = (id(_weight(site)), str(fmt), "blocks", site.in_axis)
         if key not in self._written:
-            rows = to_rows(site, read_weight(_weight(site)))
+            rows = to_rows(site, weight_tensor(_weight(site)).numpy())
             dtype = weight_type(site)
             if dtype == ir.DataType.FLOAT16:  # codes are chosen with the scale that is stored
                 fmt = dataclasses.replace(fmt, scale_dtype="float16")

@@ -24,7 +24,7 @@ _SMALL_BYTES = 1 << 14
 class Scratch:
     """Finished tensors of one recipe run: in memory up to a budget, then in a temporary file."""
 
-    def __init__(self, budget: int = 128 << 20) -> None:
+    def __init__(self, budget: int = 256 << 20) -> None:
         """Keep up to ``budget`` bytes in memory before anything is written to disk."""
         self._left_in_memory = budget
         self._end = 0
@@ -48,7 +48,8 @@ class Scratch:
             with tempfile.NamedTemporaryFile(prefix="onnxq-scratch-") as named:
                 self._file = DataFile(Path(named.name))
                 self._writer = Path(named.name).open("ab")  # noqa: SIM115 - lives as long as self
-        self._writer.write(tensor.tobytes())
+        packed = dtype.bitwidth < 8 or not array.flags.c_contiguous
+        self._writer.write(tensor.tobytes() if packed else array.data.cast("B"))
         self._writer.flush()
         start, self._end = self._end, self._end + tensor.nbytes
         return FileTensor(self._file, start, dtype, ir.Shape(array.shape))

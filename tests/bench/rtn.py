@@ -17,8 +17,9 @@ onnxq.quantize(sys.argv[1], sys.argv[3], out=sys.argv[2], check="off",
 """
 
 THEIRS = """
-import sys, onnx
+import logging, sys, onnx
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+logging.disable(logging.CRITICAL)
 model = onnx.load(sys.argv[1])
 quantizer = MatMulNBitsQuantizer(model, block_size=128, is_symmetric=True, accuracy_level=4)
 quantizer.process()

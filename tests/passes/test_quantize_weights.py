@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.errors import UnsupportedGraph
+from onnxq.errors import FormatError, UnsupportedGraph
 from onnxq.formats import parse_format
 from onnxq.graph.sites import find_sites
 from onnxq.graph.weights import read_weight
@@ -273,3 +273,10 @@ def test_weights_read_back_are_the_ones_reported():
     assert codes.dtype == np.int8 and codes.shape == weight.shape
     assert np.abs(codes.astype(int)).max() <= 127
     assert (np.abs(codes * scales - weight) <= scales / 2 * (1 + 1e-5)).all()
+
+
+def test_nan_names_the_weight_and_the_site():
+    m, weight = linear()
+    weight[3, 4] = np.nan
+    with pytest.raises(FormatError, match="Weight 'w' of 'MatMul_0': the weight holds NaN"):
+        apply(m, format="int4_g16")
