@@ -11,6 +11,7 @@ from onnxq.evaluate import token_rates
 from onnxq.evaluate.size import file_bytes, weight_bits
 from onnxq.graph import load
 from onnxq.models.registry import task
+from onnxq.numerics.rounding import default_threads
 from onnxq.passes.base import Progress
 from onnxq.runtime.generation import TextGenerator
 
@@ -44,7 +45,9 @@ def run_demo(folder: Path, progress: Progress) -> list[dict[str, Any]]:
     for number, place in enumerate(folders):
         progress("measure", number, len(folders))
         rows.append(_row(place, job))
-    for row, rates in zip(rows, token_rates(folders, progress=progress), strict=True):
+    for row, rates in zip(
+        rows, token_rates(folders, threads=default_threads(), progress=progress), strict=True
+    ):
         row["prefill tok/s"] = round(rates.prefill.median)
         row["decode tok/s"] = round(rates.decode.median)
     for row, place in zip(rows, folders, strict=True):
