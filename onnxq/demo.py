@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def run_demo(folder: Path, progress: Progress) -> list[dict[str, Any]]:
         row["decode tok/s"] = round(rates.decode.median)
     for row, place in zip(rows, folders, strict=True):
         row["text"] = _text(place)
+    (folder / "demo.svg").write_text(picture(rows), encoding="utf-8")
     progress("measure", len(folders), len(folders))
     return rows
 
@@ -74,3 +76,28 @@ def _text(folder: Path) -> str:
     with TextGenerator(folder) as generator:
         done = generator.generate(generator.encode(PROMPT), _NEW_TOKENS)
         return (PROMPT + generator.decode(done.ids)).strip()
+
+
+def picture(rows: list[dict[str, Any]]) -> str:
+    """The rows as an SVG: perplexity (logarithmic) against size, a labelled point for each."""
+    width, height, left, bottom = 640, 320, 70, 270
+    largest = max(row["MB"] for row in rows) * 1.15
+    levels = [math.log(row["perplexity"]) for row in rows]
+    low, high = min(levels) - 0.15, max(levels) + 0.15
+    points = []
+    for row, level in zip(rows, levels, strict=True):
+        x = left + (width - left - 90) * row["MB"] / largest
+        y = bottom - (bottom - 30) * (level - low) / (high - low)
+        label = f"{row['model']}: {row['perplexity']} at {row['MB']} MB"
+        points.append(
+            f'<circle cx="{x:.0f}" cy="{y:.0f}" r="6" fill="#2563eb"/>'
+            f'<text x="{min(x + 10, width - 215):.0f}" y="{y - 10:.0f}">{label}</text>'
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'font-family="sans-serif" font-size="14"><rect width="{width}" height="{height}" '
+        f'fill="white"/><path d="M{left} 20V{bottom}H{width - 20}" fill="none" stroke="#444"/>'
+        f'<text x="{left}" y="{height - 15}">size in MB, from 0 (less is smaller)</text>'
+        f'<text transform="translate(30 {bottom}) rotate(-90)">perplexity, log scale (less is '
+        f"better)</text>{''.join(points)}</svg>\n"
+    )
