@@ -1,1 +1,1 @@
-"""TODO."""
+"""Native code and, later, one folder for each custom operator."""

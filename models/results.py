@@ -21,6 +21,7 @@ import numpy as np
 
 from onnxq.errors import OnnxqError
 from onnxq.evaluate import latency
+from onnxq.evaluate.size import file_bytes
 from onnxq.export.artifact import Artifact, write_artifact
 from onnxq.graph import load
 from onnxq.models.registry import tasks
@@ -153,12 +154,7 @@ def _last_word(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 def _megabytes(paths: Any) -> float:
-    total = 0
-    for path in paths:
-        total += sum(
-            file.stat().st_size for file in path.parent.iterdir() if file.name.startswith(path.name)
-        )
-    return total / 1e6
+    return sum(file_bytes(path, load(path)) for path in paths) / 1e6
 
 
 def page(results: Mapping[str, Mapping[str, Any]]) -> str:

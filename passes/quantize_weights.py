@@ -70,8 +70,9 @@ class QuantizeWeights(Pass):
 
     def requires(self, model: ir.Model) -> None:
         """Raise unless there is something to quantize and the opset can express it."""
-        sites = [site for site in find_sites(model) if site.kind in (*_LINEAR, "Gather")]
-        done = [site for site in find_sites(model) if site.already]
+        found = find_sites(model)
+        sites = [site for site in found if site.kind in (*_LINEAR, "Gather")]
+        done = [site for site in found if site.already]
         if done and not any(site.already is None and site.refusal is None for site in sites):
             raise UnsupportedGraph(
                 f"The model is already quantized: {done[0].name!r} is {done[0].already}, and no "
@@ -90,8 +91,9 @@ class QuantizeWeights(Pass):
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Quantize site by site; the largest weight is all that is in memory at once."""
         writer = WeightWriter(model, context.scratch, self.search, self.accuracy_level)
-        sites = [s for s in find_sites(model) if s.kind in _LINEAR or s.already or s.refusal]
-        tables = [s for s in find_sites(model) if s.kind == "Gather" and s not in sites]
+        found = find_sites(model)
+        sites = [s for s in found if s.kind in _LINEAR or s.already or s.refusal]
+        tables = [s for s in found if s.kind == "Gather" and s not in sites]
         reports = []
         for number, site in enumerate((*sites, *tables)):
             context.progress("quantize weights", number, len(sites) + len(tables))
