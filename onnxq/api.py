@@ -131,7 +131,7 @@ def quantize(
     if data is not None:
         from onnxq.calibration import tokenizer_beside
 
-        tokenizer = tokenizer or tokenizer_beside(_folder_of(model))
+        tokenizer = tokenizer or tokenizer_beside(model)
         data = _open(original, data, tokenizer, window, limit, chosen.extra_arrays)
     samples, held_back = _split(original, data, check)
     held_back = list(without_extras(held_back, chosen) or ())

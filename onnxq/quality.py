@@ -153,8 +153,7 @@ def _inputs(
 ) -> Iterable[Mapping[str, np.ndarray[Any, Any]]]:
     from onnxq.calibration import open_data, tokenizer_beside
 
-    if tokenizer is None and isinstance(model, (str, Path)):
-        tokenizer = tokenizer_beside(Path(model))
+    tokenizer = tokenizer or tokenizer_beside(model)
     return open_data(data, load(model), tokenizer=tokenizer, limit=limit)
 
 

@@ -68,7 +68,7 @@ class QuantizeWeights(Pass):
         accuracy_level: 4 lets MatMulNBits round activations to 8 bits per block; 0 does not.
         solver: how codes are chosen: ``nearest`` and ``easyquant`` need no data; ``gptq``,
             ``gptaq``, ``coordinate_descent`` and ``decoupleq`` need calibration samples.
-        solver_options: options of the solver, e.g. ``{ damping = 0.05 }``; `onnxq formats` and
+        solver_options: options of the solver, e.g. ``{ damping = 0.05 }``; `onnxq solvers` and
             docs/solvers.md list them.
         data_free: name patterns of sites that are rounded to nearest whatever the solver is, such
             as a head in 8 bits. Embedding tables always are.

@@ -35,9 +35,14 @@ def storage_bits(fmt: IntFormat) -> int:
 
 def weight_type(site: Site) -> ir.DataType:
     """The element type of a site's weight; the site must have one."""
+    return weight_tensor(weight_of(site)).dtype
+
+
+def weight_of(site: Site) -> ir.Value:
+    """The stored weight of a site that has one."""
     if site.weight is None:
         raise ValueError(f"site {site.name!r} has no weight: check site.refusal first")
-    return weight_tensor(site.weight).dtype
+    return site.weight
 
 
 def dequantize_inputs(site: Site, fmt: IntFormat, arrays: dict[str, Array]) -> Stored:

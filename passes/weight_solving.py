@@ -30,6 +30,7 @@ from onnxq.graph.sites import Site
 from onnxq.graph.weights import add_weight, weight_tensor
 from onnxq.numerics.rounding import MINMAX, MSE_GRID
 from onnxq.passes.base import Context
+from onnxq.passes.weight_layout import weight_of
 from onnxq.solvers.correct_bias import correct_bias
 from onnxq.solvers.objective import objective
 from onnxq.solvers.refit_scales import refit_scales
@@ -178,9 +179,9 @@ class WeightSolver:
         if key in self._solved:  # a weight that several sites read is solved for the first one
             self._notes[site.name] = "its weight was solved on the data of another site it serves"
             return NewWeight(fmt.decode(_unpack(self._solved[key], fmt)))
-        rows = to_rows(site, weight_tensor(_weight(site)).numpy())
+        rows = to_rows(site, weight_tensor(weight_of(site)).numpy())
         parts = np.split(rows, len(statistics))
-        found, shifts, noise, signal = [], [], 0.0, 0.0
+        found, stored, shifts, noise, signal = [], [], [], 0.0, 0.0
         for part, known in zip(parts, statistics, strict=True):
             arrays = self._solver.solve(part, fmt, known, seed=self._seed, **self._options)
             if how.refit:
@@ -192,12 +193,13 @@ class WeightSolver:
             noise += float(objective(part, decoded, known).sum())
             signal += float(objective(part, np.zeros_like(part), known).sum())
             found.append(arrays)
+            stored.append(decoded)
         joined = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
         error = math.sqrt(max(noise, 0.0) / signal) if signal > 0 else 0.0
         self._solved[key] = _Solved(_pack(joined, fmt), rows.shape[1], error)
         if shifts:
             self._shifts[site.name] = np.concatenate(shifts)
-        return NewWeight(fmt.decode(joined), self._shifts.get(site.name))
+        return NewWeight(np.concatenate(stored), self._shifts.get(site.name))
 
     def move_biases(self, sites: Sequence[Site]) -> None:
         """Take the mean of the error out of the biases, of sites whose weights were solved."""
@@ -235,9 +237,3 @@ def _unpack(solved: _Solved, fmt: IntFormat) -> Arrays:
 
 def _key(site: Site, fmt: IntFormat) -> tuple[object, ...]:
     return (id(site.weight), site.in_axis, site.out_axis, str(fmt))
-
-
-def _weight(site: Site) -> ir.Value:
-    if site.weight is None:
-        raise ValueError(f"site {site.name!r} has no weight: check site.refusal first")
-    return site.weight

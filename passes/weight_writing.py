@@ -25,6 +25,7 @@ from onnxq.passes.weight_layout import (
     dequantize_attributes,
     dequantize_inputs,
     relative_error,
+    weight_of,
     weight_type,
 )
 from onnxq.passes.weight_solving import WeightSolver
@@ -65,10 +66,10 @@ class WeightWriter:
 
     def dequantize(self, site: Site, fmt: IntFormat) -> SiteReport:
         """MatMul(x, W) → MatMul(x, DequantizeLinear(codes, scales[, zeros]))."""
-        weight = _weight(site)
+        weight = weight_of(site)
         key = (id(weight), str(fmt), "dequantize", site.in_axis, site.out_axis)
         if key not in self._written:
-            rows = to_rows(site, weight_tensor(_weight(site)).numpy())
+            rows = to_rows(site, weight_tensor(weight_of(site)).numpy())
             arrays = self._solver.arrays(site, rows, fmt)
             error = relative_error(rows, lambda part: decode_rows(arrays, fmt, part))
             stored = dequantize_inputs(site, fmt, arrays)
@@ -174,9 +175,9 @@ class WeightWriter:
 
     def _blocks(self, site: Site, fmt: IntFormat) -> _Encoded:
         """Codes, scales and zero points in MatMulNBits layout, stored once for tied weights."""
-        key = (id(_weight(site)), str(fmt), "blocks", site.in_axis)
+        key = (id(weight_of(site)), str(fmt), "blocks", site.in_axis)
         if key not in self._written:
-            rows = to_rows(site, weight_tensor(_weight(site)).numpy())
+            rows = to_rows(site, weight_tensor(weight_of(site)).numpy())
             shrink = self._solver.plain_shrink(site, fmt)
             if shrink is None:
                 arrays = self._solver.arrays(site, rows, fmt)
@@ -208,7 +209,7 @@ class WeightWriter:
     def _store(
         self, site: Site, fmt: IntFormat, stored: Stored, elements: int, error: float
     ) -> _Encoded:
-        graph, weight = _graph(site), _weight(site)
+        graph, weight = _graph(site), weight_of(site)
         values: list[ir.Value | None] = []
         nbytes = 0
         for (array, dtype), what in zip(stored, ("codes", "scales", "zeros"), strict=False):
@@ -237,12 +238,6 @@ class WeightWriter:
         output.dtype, output.shape = weight_type(site), scales.shape
         _insert_early(_graph(site), node)
         return output
-
-
-def _weight(site: Site) -> ir.Value:
-    if site.weight is None:
-        raise ValueError(f"site {site.name!r} has no weight: check site.refusal first")
-    return site.weight
 
 
 def _graph(site: Site) -> ir.Graph:

@@ -52,11 +52,12 @@ def text_samples(
     return Samples(read, label=f"text {path.name!r}")
 
 
-def tokenizer_beside(model: Path | None) -> Path | None:
-    """The ``tokenizer.json`` in the folder of a model; None when there is none."""
-    if model is None:
+def tokenizer_beside(model: object) -> Path | None:
+    """The ``tokenizer.json`` in the folder of a model; None without one, or for no path."""
+    if not isinstance(model, (str, Path)):
         return None
-    found = (model if model.is_dir() else model.parent) / "tokenizer.json"
+    path = Path(model)
+    found = (path if path.is_dir() else path.parent) / "tokenizer.json"
     return found if found.is_file() else None
 
 
