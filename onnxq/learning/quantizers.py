@@ -1,0 +1,159 @@
+"""Simulated quantizers: differentiable, and bit for bit what is later stored.
+
+A quantizer maps a float tensor to the values its codes stand for. The forward pass does the same
+IEEE float32 operations as `onnxq.numerics.rounding`, so what is learned against is what will be
+written. In the backward pass the rounding counts as the identity (straight-through, Bengio et al.,
+arXiv:1308.3432) and everything else as what it is. With x the value, s the step, c = clamp(x / s)
+and r = round(c), the surrogate is s · (c + ρ) with ρ = r − c held fixed:
+
+- inside the range dx̂/dx = 1 and dx̂/ds = r − x/s, the gradient of LSQ (Esser et al.,
+  arXiv:1902.08153, eq. 3);
+- outside dx̂/dx = 0 and dx̂/ds is the clamped code;
+- s follows from the extremes of the group, so they, and a clip factor, get their gradient through
+  it (learnable weight clipping: OmniQuant, Shao et al., arXiv:2308.13137, section 3.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from onnxq.errors import FormatError
+from onnxq.formats import IntFormat, PerBlock, PerTensor
+
+__all__ = ["WeightQuantizer", "round_through"]
+
+_FLOAT_TINY = 2.0**-126
+_HALF_TINY = 2.0**-24
+
+
+class _RoundThrough(torch.autograd.Function):
+    """The nearest whole number, ties to even; its gradient is that of the identity."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        """Round."""
+        return torch.round(x)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> torch.Tensor:
+        """Let the gradient through."""
+        gradient: torch.Tensor = gradients[0]
+        return gradient
+
+
+def round_through(x: torch.Tensor) -> torch.Tensor:
+    """Round ``x`` to the nearest whole numbers, ties to even, with the gradient of the identity."""
+    rounded: torch.Tensor = _RoundThrough.apply(x)
+    return rounded
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightQuantizer:
+    """Round-to-nearest of a weight in an integer format.
+
+    Attributes:
+        fmt: any `IntFormat`; all granularities.
+    """
+
+    fmt: IntFormat
+
+    def __call__(self, weight: torch.Tensor, clip: torch.Tensor | None = None) -> torch.Tensor:
+        """The weight that ``fmt.decode(fmt.encode(weight))`` gives, bit for bit.
+
+        Args:
+            weight: ``[rows, columns]`` float32.
+            clip: factors on the scale of each group, broadcast to the shape of the scales: the
+                thresholds at which values are clipped, as a part of the group's range. One factor
+                f for all groups is ``fmt.encode(weight, shrink=(f,))``.
+
+        Returns:
+            ``[rows, columns]`` float32.
+
+        Raises:
+            FormatError: not a float32 matrix.
+        """
+        if weight.ndim != 2 or weight.dtype != torch.float32:
+            raise FormatError(
+                f"a weight of shape {list(weight.shape)} and type {weight.dtype} is no float32 "
+                "matrix: bring it to [rows, columns] float32 first."
+            )
+        grouped = self._grouped(weight)
+        base, zero = self._plain_scale(grouped)
+        if clip is not None:
+            base = base * clip[..., None]
+        scale = self._settle(base)
+        low, high = self.fmt.lowest - zero, self.fmt.highest - zero
+        steps = round_through(torch.clamp(grouped / scale, low, high))
+        return self._flat(steps * scale, weight)
+
+    def _grouped(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight with the members of a group on the last axis, filled up with zeros."""
+        rows, columns = weight.shape
+        if isinstance(self.fmt.granularity, PerTensor):
+            return weight.reshape(1, 1, -1)
+        size = self.fmt.group_size(columns)
+        short = -columns % size
+        if isinstance(self.fmt.granularity, PerBlock):
+            tall = self.fmt.granularity.rows
+            padded = torch.nn.functional.pad(weight, (0, short, 0, -rows % tall))
+            tiles = padded.reshape(-1, tall, padded.shape[1] // size, size).transpose(1, 2)
+            return tiles.reshape(*tiles.shape[:2], -1)
+        padded = torch.nn.functional.pad(weight, (0, short)) if short else weight
+        return padded.reshape(rows, -1, size)
+
+    def _flat(self, grouped: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Undo `_grouped`."""
+        rows, columns = like.shape
+        if isinstance(self.fmt.granularity, PerTensor):
+            return grouped.reshape(rows, columns)
+        if isinstance(self.fmt.granularity, PerBlock):
+            tall, size = self.fmt.granularity.rows, self.fmt.granularity.columns
+            tiles = grouped.reshape(*grouped.shape[:2], tall, size).transpose(1, 2)
+            flat = tiles.reshape(-1, grouped.shape[1] * size)
+            return flat[:rows, :columns]
+        return grouped.reshape(rows, -1)[:, :columns]
+
+    def _plain_scale(self, grouped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale (0 for an all-zero group) and zero point of each group, ``[..., 1]``."""
+        bits = self.fmt.bits
+        low = grouped.amin(dim=-1, keepdim=True).clamp(max=0.0)
+        high = grouped.amax(dim=-1, keepdim=True).clamp(min=0.0)
+        if not self.fmt.symmetric:
+            levels = float(self.fmt.highest)
+            base = high / levels - low / levels
+            with torch.no_grad():
+                zero = torch.clamp(torch.round(-low / self._settle(base)), 0.0, levels)
+            return base, zero
+        extreme = torch.where(high > -low, high, low)
+        zero = torch.zeros_like(extreme)
+        if bits == 8:
+            return extreme.abs() / 127.0, zero
+        if self.fmt.positive:
+            return extreme.abs() / float(2 ** (bits - 1)), zero
+        return extreme / -float(2 ** (bits - 1)), zero
+
+    def _settle(self, base: torch.Tensor) -> torch.Tensor:
+        """The scale as it is stored: in its precision, never 0 or subnormal."""
+        scale, tiny = base, _FLOAT_TINY
+        if self.fmt.scale_dtype == "float16":
+            scale, tiny = _Halved.apply(base), _HALF_TINY
+        scale = torch.where(scale.abs() < tiny, torch.full_like(scale, tiny), scale)
+        return torch.where(base == 0, torch.ones_like(scale), scale)
+
+
+class _Halved(torch.autograd.Function):
+    """Rounded to float16 and back, with the gradient of the identity."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        """Round."""
+        return x.half().float()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> torch.Tensor:
+        """Let the gradient through."""
+        gradient: torch.Tensor = gradients[0]
+        return gradient
