@@ -110,7 +110,7 @@ def _no_cache(region: Region, node: ir.Node, past: int) -> None:
         if value is not None:
             raise Leave(
                 f"{named(node)} keeps them in the cache {value.name!r}, which callers see: set "
-                "permute_cache if it is only ever fed back"
+                f"{region.options.cache_option} if it is only ever fed back"
             )
 
 

@@ -40,10 +40,12 @@ class Options:
     Attributes:
         across_norms: channels that a layer norm or RMS norm reads.
         permute_cache: value channels that are stored in a key-value cache.
+        cache_option: what the last is called by the pass that asks.
     """
 
     across_norms: bool
     permute_cache: bool
+    cache_option: str = "permute_cache"
 
 
 class Region:

@@ -20,7 +20,7 @@ from onnxq.passes.channel_norms import NORMS, REDUCTIONS, follow_norm, follow_re
 from onnxq.passes.channel_region import Region
 from onnxq.passes.channel_views import VIEWS, dims_of, follow_view
 
-__all__ = ["follow"]
+__all__ = ["follow", "follow_channelwise", "follow_linear", "follow_operand", "follow_product"]
 
 _UNARY = frozenset(
     [
@@ -106,13 +106,13 @@ def follow(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> No
     elif kind in VIEWS:
         follow_view(region, node, value, labels)
     elif site is not None and site.weight is not None and (kind in _LINEAR or site.already):
-        _linear(region, site, value, labels)
+        follow_linear(region, site, value, labels)
     elif kind in ("MatMul", "FusedMatMul"):
-        _product(region, node, value, labels)
+        follow_product(region, node, value, labels)
     elif kind in _UNARY or kind in _BROADCASTING:
         _elementwise(region, node, value, labels)
     elif kind in _SPATIAL or kind in ("BatchNormalization", "InstanceNormalization"):
-        _by_channel(region, node, value, labels)
+        follow_channelwise(region, node, value, labels)
     elif kind in NORMS:
         follow_norm(region, node, value, labels)
     elif kind in REDUCTIONS:
@@ -121,7 +121,7 @@ def follow(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> No
         raise Leave(f"{named(node)} is on their way, and it may mix channels")
 
 
-def _linear(region: Region, site: Site, value: ir.Value, labels: Labels) -> None:
+def follow_linear(region: Region, site: Site, value: ir.Value, labels: Labels) -> None:
     """A weight ends the path: its inputs or its outputs are reordered instead."""
     node = site.node
     if site.already is not None:
@@ -170,7 +170,7 @@ def _bias(region: Region, site: Site, value: ir.Value, labels: Labels) -> None:
     if site.kind == "Gather" or len(node.inputs) < 3 or node.inputs[2] is None:
         return
     if site.kind == "Gemm":
-        _operand(region, node, 2, node.outputs[0], labels)
+        follow_operand(region, node, 2, node.outputs[0], labels)
     elif site.kind in ("Conv", "ConvTranspose"):
         if value is not node.outputs[0]:
             raise Leave(f"{named(node)} computes its bias {value.name!r}")
@@ -197,7 +197,7 @@ def _depthwise(region: Region, site: Site, axis: int, value: ir.Value, labels: L
         _bias(region, site, value, labels)
 
 
-def _product(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:
+def follow_product(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:
     """Attention probabilities times values: the columns of the values are independent."""
     values, out = node.inputs[1], node.outputs[0]
     if node.attributes.get_int("transB", 0) or node.attributes.get_int("transBatchB", 0):
@@ -207,7 +207,7 @@ def _product(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> 
     if value is values:
         region.link(node, Link.same(values, out, labels))
     else:
-        _operand(region, node, 1, out, labels)
+        follow_operand(region, node, 1, out, labels)
     for axis in labels.axes:
         if axis != -1:
             region.hold(value, axis)
@@ -225,10 +225,12 @@ def _elementwise(region: Region, node: ir.Node, value: ir.Value, labels: Labels)
         if other is not value and (other.uses() or other.is_graph_output()):
             region.link(node, Link.same(value, other, labels))
     for index in range(1 if unary else len(node.inputs)):
-        _operand(region, node, index, value, labels)
+        follow_operand(region, node, index, value, labels)
 
 
-def _operand(region: Region, node: ir.Node, index: int, out: ir.Value, labels: Labels) -> None:
+def follow_operand(
+    region: Region, node: ir.Node, index: int, out: ir.Value, labels: Labels
+) -> None:
     """An input that broadcasts to an output with these labels."""
     operand = node.inputs[index]
     if operand is None:
@@ -269,7 +271,7 @@ def _is_sole(node: ir.Node, index: int) -> bool:
     return all(stored_weight(other) is not None for other in others)
 
 
-def _by_channel(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:
+def follow_channelwise(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:
     """Each channel of axis 1 is worked on alone: batch norm and pooling."""
     first, out = node.inputs[0], node.outputs[0]
     sizes = dims_of(first) if first is not None else None

@@ -12,7 +12,7 @@ from onnxq.graph.weight_source import trace
 from onnxq.graph.weights import weight_tensor
 from onnxq.passes.channel_labels import Ids, Labels, Leave, named, order_of
 
-__all__ = ["Demands"]
+__all__ = ["Demands", "Use", "drop_unread"]
 
 Use = tuple[ir.Node, int]
 """A node and the index of one of its inputs."""
@@ -107,6 +107,19 @@ class Demands:
         site = self._sites.get(node)
         is_matrix = site is not None and index == site.weight_index
         return not is_matrix and all(view.op_type == "Identity" for view, _ in views)
+
+
+def drop_unread(value: ir.Value | None) -> None:
+    """Remove a weight that nothing reads any more, and what led from it to its reader."""
+    while value is not None and not value.uses() and not value.is_graph_output():
+        node = value.producer()
+        if node is None:
+            if isinstance(value.graph, ir.Graph) and value.is_initializer():
+                del value.graph.initializers[value.name or ""]
+            return
+        value = node.inputs[0] if node.inputs else None
+        if node.graph is not None:
+            node.graph.remove(node, safe=True)
 
 
 def _way(weight: ir.Value, node: ir.Node, index: int) -> dict[ir.Value, Use]:

@@ -38,6 +38,7 @@ from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.channel_labels import FIXED, Ids, Labels, Leave, reorder
 from onnxq.passes.channel_region import Options, Region
 from onnxq.passes.channel_rules import follow
+from onnxq.passes.channel_weights import drop_unread
 from onnxq.passes.match import home_of
 
 __all__ = ["PermuteChannels"]
@@ -167,7 +168,7 @@ class PermuteChannels(Pass):
             if source is not None:
                 name, own = f"{source.name}_{node.name}", _permuted(source, edits, order)
                 node.replace_input_with(index, add_weight(home_of(model, node), name, **own))
-                _drop_unread(shared)
+                drop_unread(shared)
         return None
 
 
@@ -207,19 +208,6 @@ def _importance(
         scale = float(sums.sum()) or 1.0
         total += np.bincount(ids[moving], sums[moving] / scale, minlength=region.count)
     return total
-
-
-def _drop_unread(value: ir.Value | None) -> None:
-    """Remove a weight that nothing reads any more, and what led from it to its reader."""
-    while value is not None and not value.uses() and not value.is_graph_output():
-        node = value.producer()
-        if node is None:
-            if isinstance(value.graph, ir.Graph) and value.is_initializer():
-                del value.graph.initializers[value.name or ""]
-            return
-        value = node.inputs[0] if node.inputs else None
-        if node.graph is not None:
-            node.graph.remove(node, safe=True)
 
 
 class _Content(TypedDict):
