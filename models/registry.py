@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnxq.errors import ZooError, nearest_word
+from onnxq.models.digits import DigitsVit
 from onnxq.models.efficientnet import EfficientNetLite0
 from onnxq.models.glassllm import GlassLm
 from onnxq.models.minilm import MiniLm
@@ -17,7 +18,10 @@ __all__ = ["task", "tasks"]
 
 
 def tasks() -> dict[str, Task]:
-    """All tasks with their default settings, by name; the name is also the zoo entry's."""
+    """All tasks with their default settings, by name.
+
+    The name is also that of the zoo entry of the model, where it is fetched and not trained here.
+    """
     everything: list[Task] = [
         SmolLm2(),
         GlassLm(),
@@ -27,6 +31,7 @@ def tasks() -> dict[str, Task]:
         PpOcr(),
         SileroVad(),
         QuireTagger(),
+        DigitsVit(),
     ]
     return {one.name: one for one in everything}
 

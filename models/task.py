@@ -34,7 +34,7 @@ class Task(abc.ABC):
     Calibration data and evaluation data are deterministic and disjoint.
 
     Attributes:
-        name: key in `onnxq.models.registry.tasks`, and the zoo entry of the model.
+        name: key in `onnxq.models.registry.tasks`, and the zoo entry of a model that is fetched.
         title: one line for people.
         primary: the metric that decides; `evaluate` always returns it.
         higher_is_better: the direction of the primary metric.

@@ -17,6 +17,7 @@ from onnxq.models.families.glass_decoder import (  # noqa: E402
     GlassDecoder,
     load_arrays,
 )
+from onnxq.models.families.vit import VisionTransformer, VitConfig  # noqa: E402
 
 TINY = GlassConfig(
     vocab_size=17, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, max_len=12,
@@ -53,6 +54,40 @@ def test_checkpoint_names_lose_their_underscores():
         "blocks.0.bn1.running_var": 2,
         "fc.bias": 3,
     }
+
+
+@pytest.mark.parametrize(("pool", "tokens"), [("class", 17), ("mean", 16)])
+def test_a_vision_transformer_sees_every_patch_and_where_it_is(pool, tokens):
+    config = VitConfig(image=8, patch=2, channels=1, width=16, depth=2, heads=4, inner=32,
+                       classes=5, pool=pool)  # fmt: skip
+    torch.manual_seed(0)
+    module = VisionTransformer(config).eval()
+    assert config.tokens == module.positions.shape[1] == tokens
+    image = torch.randn(1, 1, 8, 8)
+    with torch.no_grad():
+        logits = module(image)
+        assert logits.shape == (1, 5)
+        for row, column in ((0, 0), (3, 6), (7, 7)):
+            changed = image.clone()
+            changed[..., row, column] += 1
+            assert not torch.allclose(module(changed), logits, atol=1e-6)
+        assert not torch.allclose(module(image.flip(-1)), logits, atol=1e-6)
+
+
+def test_the_attention_of_a_vision_transformer_is_torchs():
+    config = VitConfig(image=8, patch=2, channels=1, width=16, depth=1, heads=4, inner=32,
+                       classes=5)  # fmt: skip
+    torch.manual_seed(0)
+    ours = VisionTransformer(config).eval().blocks[0].attention
+    theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    parts = (ours.query, ours.key, ours.value)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+        theirs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+        theirs.out_proj.weight.copy_(ours.out.weight)
+        theirs.out_proj.bias.copy_(ours.out.bias)
+        x = torch.randn(2, 7, 16)
+        assert torch.allclose(ours(x), theirs(x, x, x)[0], atol=1e-6)
 
 
 def test_a_glass_decoder_never_looks_ahead(glass):

@@ -12,7 +12,7 @@ from onnxq.runtime import open_session
 
 def test_every_model_of_the_zoo_has_its_task():
     models = {entry.name for entry in zoo.entries() if entry.kind == "model"}
-    assert registry.tasks().keys() == models
+    assert registry.tasks().keys() == models | {"digits-vit"}
     for name, task in registry.tasks().items():
         assert isinstance(task, Task)
         assert task.name == name
@@ -87,6 +87,14 @@ def test_quire_tagger(tmp_path, fetched):
 def test_efficientnet(tmp_path, fetched):
     metrics = _check("efficientnet-lite0", tmp_path, fetched, "photos", "digits")
     assert metrics["photos_right"] == metrics["photos"] == 5
+
+
+@pytest.mark.slow
+def test_digits_vit(tmp_path, fetched):
+    pytest.importorskip("torch")
+    metrics = _check("digits-vit", tmp_path, fetched, "digits")
+    assert metrics["images"] == 597
+    assert metrics["accuracy"] > 0.97
 
 
 @pytest.mark.slow
