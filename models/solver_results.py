@@ -46,6 +46,7 @@ SOLVERS: Mapping[str, tuple[str, ...]] = {
     "EasyQuant": ("solver=easyquant",),
     "GPTQ": ("solver=gptq",),
     "GPTQ, one-shot": ("solver=gptq", "flow=one_shot"),
+    "GPTQ, 8 columns kept": ("solver=gptq", "keep_columns=8"),
     "GPTAQ": ("solver=gptaq", "flow=asymmetric"),
     "coordinate descent": ("solver=coordinate_descent",),
     "decoupleQ": ("solver=decoupleq",),

@@ -28,7 +28,7 @@ import onnx_ir as ir
 from onnxq.calibration.segment_walk import Flow
 from onnxq.calibration.token_weights import parse_token_weights
 from onnxq.errors import FormatError, RecipeError, UnsupportedGraph
-from onnxq.formats import IntFormat, PerGroup, parse_format
+from onnxq.formats import IntFormat, PerBlock, PerGroup, parse_format
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
@@ -73,6 +73,8 @@ class QuantizeWeights(Pass):
         data_free: name patterns of sites that are rounded to nearest whatever the solver is, such
             as a head in 8 bits. Embedding tables always are.
         refit_scales: fit the scales to the codes once more, in closed form, after the solver.
+        keep_columns: so many input columns of each solved MatMul and Gemm also get a correction in
+            full precision, chosen with the codes: for activations with outliers.
         correct_bias: take the mean of the output error, on the calibration data, out of the bias
             of every solved site that has a constant one.
         flow: what the sites of a data-aware solver see as inputs: ``sequential``, those of the
@@ -99,6 +101,7 @@ class QuantizeWeights(Pass):
     solver_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     data_free: tuple[str, ...] = ()
     refit_scales: bool = False
+    keep_columns: int = 0
     correct_bias: bool = False
     flow: Flow = "sequential"
     cut: Literal["sites", "blocks", "whole"] | tuple[str, ...] = "sites"
@@ -119,11 +122,16 @@ class QuantizeWeights(Pass):
                 f"Solver {self.solver!r} compares with the float model and needs "
                 f"flow=asymmetric, not {self.flow!r}."
             )
-        for key in ("refit_scales", "correct_bias"):
+        if self.keep_columns < 0 or (self.keep_columns and "drift" in needs):
+            raise RecipeError(
+                f"keep_columns={self.keep_columns} with solver {self.solver!r}: give 0 or more, "
+                "and a solver that needs no drift, such as gptq or coordinate_descent."
+            )
+        for key in ("refit_scales", "correct_bias", "keep_columns"):
             if getattr(self, key) and not needs:
                 raise RecipeError(
                     f"{key} looks at calibration data, and solver {self.solver!r} uses none: "
-                    f"choose a solver such as gptq, or set {key}=false."
+                    f"choose a solver such as gptq, or leave {key} out."
                 )
 
     @property
@@ -204,6 +212,7 @@ class QuantizeWeights(Pass):
                 samples=self.samples,
                 refit=self.refit_scales,
                 corrects_bias=self.correct_bias,
+                keep_columns=self.keep_columns,
             )
             codes.gather(model, formats, rest, context, how)
             codes.move_biases(rest)
@@ -230,6 +239,7 @@ class QuantizeWeights(Pass):
             return SiteReport(site=site.name, reason=reason)
         if site.kind == "Gather":
             return writer.gather_block_quantized(site, fmt)
+        writer.keep_columns(site, fmt)
         as_blocks = self.write != "dequantize" or (id(site.weight), fmt) in tied
         if as_blocks and matmul_nbits_refusal(site, fmt) is None:
             return writer.matmul_nbits(site, fmt)
@@ -266,4 +276,6 @@ class QuantizeWeights(Pass):
             return matmul_nbits_refusal(site, fmt)
         if site.kind in ("Conv", "ConvTranspose") and isinstance(fmt.granularity, PerGroup):
             return f"{fmt} groups inputs, and a {site.kind} takes one scale per channel or tensor"
+        if isinstance(fmt.granularity, PerBlock):
+            return f"{fmt} shares a scale among rows, and DequantizeLinear has one for each"
         return None

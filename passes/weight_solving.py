@@ -8,6 +8,7 @@ so that (in the sequential flow) the sites behind it see what its stored weight 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,8 +31,10 @@ from onnxq.graph.sites import Site
 from onnxq.graph.weights import add_weight, weight_tensor
 from onnxq.numerics.rounding import MINMAX, MSE_GRID
 from onnxq.passes.base import Context
+from onnxq.passes.kept_columns_writing import keeping_refusal
 from onnxq.passes.weight_layout import weight_of
 from onnxq.solvers.correct_bias import correct_bias
+from onnxq.solvers.kept_columns import KeptColumns, solve_keeping
 from onnxq.solvers.objective import objective
 from onnxq.solvers.refit_scales import refit_scales
 from onnxq.solvers.registry import Solver
@@ -53,6 +56,7 @@ class Gathering:
     samples: int = 128
     refit: bool = False
     corrects_bias: bool = False
+    keep_columns: int = 0
 
 
 @dataclasses.dataclass
@@ -62,6 +66,7 @@ class _Solved:
     arrays: Arrays
     columns: int
     output_error: float
+    kept: KeptColumns | None = None
 
 
 class WeightSolver:
@@ -178,16 +183,21 @@ class WeightSolver:
         key = _key(site, fmt)
         if key in self._solved:  # a weight that several sites read is solved for the first one
             self._notes[site.name] = "its weight was solved on the data of another site it serves"
-            return NewWeight(fmt.decode(_unpack(self._solved[key], fmt)))
+            done = self._solved[key]
+            decoded = fmt.decode(_unpack(done, fmt))
+            return NewWeight(decoded if done.kept is None else done.kept.added_to(decoded))
         rows = to_rows(site, weight_tensor(weight_of(site)).numpy())
         parts = np.split(rows, len(statistics))
         found, stored, shifts, noise, signal = [], [], [], 0.0, 0.0
+        keep, kept = self._columns_to_keep(site, how), None
         for part, known in zip(parts, statistics, strict=True):
-            arrays = self._solver.solve(part, fmt, known, seed=self._seed, **self._options)
-            if how.refit:
-                asymmetric = known.drift is not None
-                arrays = refit_scales(part, arrays, fmt, known, asymmetric=asymmetric)
-            decoded = fmt.decode(arrays)
+            if keep:
+                solve = functools.partial(self._codes, fmt=fmt, how=how)
+                arrays, kept = solve_keeping(keep, solve, part, fmt, known)
+                decoded = kept.added_to(fmt.decode(arrays))
+            else:
+                arrays = self._codes(part, known, fmt=fmt, how=how)
+                decoded = fmt.decode(arrays)
             if how.corrects_bias and bias_reader(site) is not None:
                 shifts.append(correct_bias(part, decoded, known))
             noise += float(objective(part, decoded, known).sum())
@@ -196,10 +206,31 @@ class WeightSolver:
             stored.append(decoded)
         joined = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
         error = math.sqrt(max(noise, 0.0) / signal) if signal > 0 else 0.0
-        self._solved[key] = _Solved(_pack(joined, fmt), rows.shape[1], error)
+        self._solved[key] = _Solved(_pack(joined, fmt), rows.shape[1], error, kept)
         if shifts:
             self._shifts[site.name] = np.concatenate(shifts)
         return NewWeight(np.concatenate(stored), self._shifts.get(site.name))
+
+    def _codes(self, part: Array, known: Statistics, *, fmt: IntFormat, how: Gathering) -> Arrays:
+        arrays = self._solver.solve(part, fmt, known, seed=self._seed, **self._options)
+        if not how.refit:
+            return arrays
+        return refit_scales(part, arrays, fmt, known, asymmetric=known.drift is not None)
+
+    def _columns_to_keep(self, site: Site, how: Gathering) -> int:
+        """How many; a site that cannot have any says so in the report."""
+        if not how.keep_columns:
+            return 0
+        reason = keeping_refusal(site, how.keep_columns)
+        if reason is None:
+            return how.keep_columns
+        self._notes[site.name] = f"no columns kept: {reason}"
+        return 0
+
+    def kept(self, site: Site, fmt: IntFormat) -> KeptColumns | None:
+        """The columns of a site that stay in full precision; None without any."""
+        solved = self._solved.get(_key(site, fmt))
+        return None if solved is None else solved.kept
 
     def move_biases(self, sites: Sequence[Site]) -> None:
         """Take the mean of the error out of the biases, of sites whose weights were solved."""

@@ -19,6 +19,7 @@ from onnxq.graph.scratch import Scratch
 from onnxq.graph.sites import Site
 from onnxq.graph.weights import add_weight, weight_tensor
 from onnxq.passes.base import SiteReport
+from onnxq.passes.kept_columns_writing import counted, write_kept_columns
 from onnxq.passes.weight_layout import (
     Stored,
     decode_rows,
@@ -58,6 +59,13 @@ class WeightWriter:
         self._accuracy_level = accuracy_level
         self._written: dict[tuple[object, ...], _Encoded] = {}
         self._dequantized: dict[tuple[object, ...], ir.Value] = {}
+        self._kept: dict[str, int] = {}
+
+    def keep_columns(self, site: Site, fmt: IntFormat) -> None:
+        """Write the columns of a site that stay in full precision, before the site itself."""
+        kept = self._solver.kept(site, fmt)
+        if kept is not None:
+            self._kept[site.name] = write_kept_columns(site, kept, self._scratch)
 
     def remove_unused(self) -> None:
         """Drop the float weights (and transposes of them) that nothing reads any more."""
@@ -197,7 +205,7 @@ class WeightWriter:
         return self._written[key]
 
     def _report(self, site: Site, fmt: IntFormat, encoded: _Encoded) -> SiteReport:
-        return SiteReport(
+        report = SiteReport(
             site=site.name,
             format=str(fmt),
             bits=8 * encoded.nbytes / encoded.elements,
@@ -205,6 +213,8 @@ class WeightWriter:
             nbytes=encoded.nbytes,
             **self._solver.describe(site, fmt),
         )
+        kept = self._solver.kept(site, fmt)
+        return report if kept is None else counted(report, site, kept, self._kept[site.name])
 
     def _store(
         self, site: Site, fmt: IntFormat, stored: Stored, elements: int, error: float

@@ -6,9 +6,8 @@ raises the objective, so the result is never worse than its start: Behdin et al.
 (arXiv:2309.01885); Zhang et al., "COMQ" (arXiv:2403.07134), which re-fits scales
 in the loop and orders columns greedily. `onnxq.numerics.coordinate_descent` has the algebra.
 
-QuantEase's outlier-aware variant keeps a few weights in full precision beside the
-codes, in a sparse matrix. No integer format has room for one, so it is not offered: a weight that
-would need it is better stored in smaller groups.
+QuantEase's outlier-aware variant keeps outliers in full precision beside the codes: columns of the
+weight are kept so around this or any other solver by `onnxq.solvers.kept_columns`.
 """
 
 from __future__ import annotations

@@ -294,3 +294,64 @@ def test_the_mean_of_the_error_goes_into_the_bias(node, rng):
         gaps = [run(m, s["x"]) - run(model(text, w=w, b=bias), s["x"]) for s in samples]
         means[corrected] = np.abs(np.mean(gaps, axis=(0, *(axis + 1 for axis in axes)))).max()
     assert means[True] < 1e-4 < 1e-2 < means[False]
+
+
+def loud(samples):
+    """The samples with two input channels ten times as loud."""
+    scale = np.ones(32, np.float32)
+    scale[[3, 20]] = 10.0
+    return [{"x": s["x"] * scale} for s in samples]
+
+
+@pytest.mark.parametrize("write", ["dequantize", "matmul_nbits"])
+@pytest.mark.parametrize("solver", DATA_AWARE)
+def test_columns_kept_in_float_take_the_outliers(solver, write, weights, samples):
+    samples = loud(samples)
+    options = {"format": "int2_g16_asym", "write": write, "solver": solver}
+    if write == "dequantize":
+        options["format"] = "int4_g16_asym"
+    assert error(weights, samples, **options, keep_columns=4) < 0.8 * error(
+        weights, samples, **options
+    )
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_kept_columns_of_a_gemm_at_a_graph_output(weights, samples, alpha):
+    """The report's error is that of the graph: correction, bias and alpha in their places."""
+    m = model(
+        "main (float[n, 32] x) => (float[n, 24] y) <float[24, 32] v, float[24] b>"
+        f"{{ y = Gemm<transB=1, alpha={alpha}>(x, v, b) }}",
+        v=np.ascontiguousarray(weights["w"].T[:, :32]),
+        b=np.linspace(-1, 1, 24, dtype=np.float32),
+    )
+    x = np.concatenate([s["x"] for s in samples])
+    exact = run(m, x)
+    report = apply(m, samples, format="int2_g16_asym", solver="gptq", keep_columns=3)
+    assert m.graph.outputs[0].name == "y"
+    site = report.sites[0]
+    assert site.note == "3 columns kept in float"
+    signal = np.mean((exact - np.linspace(-1, 1, 24)) ** 2)
+    assert site.output_error == pytest.approx(
+        np.sqrt(np.mean((run(m, x) - exact) ** 2) / signal), rel=0.01
+    )
+    codes, scales, zeros = 24 * 32 // 4, 24 * 2 * 4, 24  # zero points: two of 2 bits in a byte
+    assert site.nbytes == codes + scales + zeros + 3 * 24 * 4 + 3 * 8
+    assert site.bits == pytest.approx(8 * site.nbytes / (24 * 32))
+
+
+def test_sites_without_room_for_kept_columns_say_why(weights, samples):
+    report = apply(two_layers(weights), samples, solver="gptq", format="int4_g16", keep_columns=32)
+    first, second = report.sites
+    assert first.note == "no columns kept: it has 32 columns, not more than the 32 to keep"
+    assert second.note == "32 columns kept in float"
+    with pytest.raises(RecipeError, match="a solver that needs no drift, such as gptq"):
+        QuantizeWeights(solver="gptaq", flow="asymmetric", keep_columns=4)
+    with pytest.raises(RecipeError, match="solver 'nearest' uses none"):
+        QuantizeWeights(keep_columns=4)
+
+
+def test_tiles_of_shared_scales_are_left_with_the_reason(weights):
+    report = apply(two_layers(weights), format="int8_b4x4")
+    assert "shares a scale among rows, and DequantizeLinear has one for each" in (
+        report.sites[0].reason
+    )
