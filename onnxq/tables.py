@@ -11,6 +11,8 @@ from typing import Any
 import rich.console
 import rich.table
 
+from onnxq.outliers import moved_outliers
+
 Console = rich.console.Console
 Row = Mapping[str, Any]
 
@@ -90,6 +92,9 @@ def artifact(console: Console, report: Mapping[str, Any]) -> None:
             }
         )
     table(console, steps, title=f"recipe {report['recipe']['name']}")
+    moved = list(moved_outliers(report["steps"]))
+    if moved:
+        table(console, moved, title="outliers before → after: middle of the sites (worst)")
     sites = [site for step in report["steps"] for site in step["sites"]]
     for line in _formats(sites):
         console.print(line, markup=False)

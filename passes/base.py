@@ -124,6 +124,9 @@ class Pass(abc.ABC):
     """The earliest stage the model must have reached."""
     gives_stage: ClassVar[Stage | None] = None
     """The stage the model has reached afterwards; None leaves it as it was."""
+    moves_outliers: ClassVar[bool] = False
+    """Whether it changes how activations or weights are spread over channels: the runner then
+    measures outliers before and after it."""
 
     @property
     def needs_samples(self) -> bool:

@@ -17,12 +17,16 @@ from onnxq.graph.stage import check_stage, clone_model, mark_stage, require_stag
 from onnxq.passes.base import Context, Pass, PassReport, Progress, Samples, no_progress
 from onnxq.passes.promise import Kept, PromiseKeeper
 from onnxq.passes.recipe import Recipe
+from onnxq.passes.site_outliers import OutlierShift, OutlierWatch
 from onnxq.runtime import random_samples
 
 Check = Literal["auto", "off"]
 
 _SAMPLES_CHECKED = 2
 """Inputs each promise is checked on: the first of the calibration data, or random ones."""
+
+_SAMPLES_MEASURED = 4
+"""Calibration samples that outliers are measured on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,12 +38,15 @@ class StepResult:
         report: what it did, site by site.
         kept: the checked promise; None when nothing was modified or checks are off.
         seconds: wall time of the pass, its check not counted.
+        outliers: those of every site before and after a pass that moves them; a clause when they
+            could not be measured; None for other passes, or when checks are off.
     """
 
     step: Pass
     report: PassReport
     kept: Kept | None
     seconds: float
+    outliers: OutlierShift | str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``onnxq.json``."""
@@ -52,14 +59,16 @@ class StepResult:
                 "sqnr_db": round(self.kept.sqnr_db, 2) if finite else None,
                 "samples": self.kept.samples,
             }
+        shift = self.outliers
         return {
             "use": self.step.key(),
             "options": self.step.options(),
             "modified": self.report.modified,
             "seconds": round(self.seconds, 3),
             "kept": kept,
-            "notes": list(self.report.notes),
+            "notes": [*self.report.notes, *([shift] if isinstance(shift, str) else [])],
             "sites": [dataclasses.asdict(site) for site in self.report.sites],
+            "outliers": shift.to_dict() if isinstance(shift, OutlierShift) else None,
         }
 
 
@@ -106,12 +115,13 @@ def run_recipe(
     model = clone_model(model)
     plain = without_extras(samples, recipe)
     keeper = PromiseKeeper(model, _inputs(model, plain)) if check == "auto" else None
+    watch = _watch(recipe, plain) if check == "auto" else None
     steps: list[StepResult] = []
     for number, step in enumerate(recipe.steps):
         progress(f"pass {step.key()}", number, len(recipe.steps))
         given = samples if step.extra_arrays else plain
         context = Context(samples=given, progress=progress)
-        steps.append(_run_step(step, model, context, keeper))
+        steps.append(_run_step(step, model, context, keeper, watch))
     progress("passes", len(recipe.steps), len(recipe.steps))
     return RecipeResult(model=model, recipe=recipe, steps=tuple(steps))
 
@@ -141,11 +151,24 @@ def _inputs(model: ir.Model, samples: Samples | None) -> list[Mapping[str, np.nd
     return list(random_samples(model, _SAMPLES_CHECKED))
 
 
+def _watch(recipe: Recipe, samples: Samples | None) -> OutlierWatch | None:
+    """What measures outliers, when a pass of the recipe moves them."""
+    if not any(step.moves_outliers for step in recipe.steps):
+        return None
+    return OutlierWatch(list(itertools.islice(iter(samples or ()), _SAMPLES_MEASURED)))
+
+
 def _run_step(
-    step: Pass, model: ir.Model, context: Context, keeper: PromiseKeeper | None
+    step: Pass,
+    model: ir.Model,
+    context: Context,
+    keeper: PromiseKeeper | None,
+    watch: OutlierWatch | None,
 ) -> StepResult:
     who = step.key()
     require_stage(model, step.needs_stage, who)
+    if watch is not None and step.moves_outliers:
+        watch.before(model)
     start = time.perf_counter()
     try:
         step.requires(model)
@@ -158,4 +181,10 @@ def _run_step(
         mark_stage(model, step.gives_stage)
     check_stage(model)
     kept = keeper.check(who, step.promise, model) if keeper and report.modified else None
-    return StepResult(step=step, report=report, kept=kept, seconds=seconds)
+    outliers = None
+    if watch is not None and report.modified:
+        if step.moves_outliers:
+            outliers = watch.after(model)
+        else:
+            watch.forget()
+    return StepResult(step=step, report=report, kept=kept, seconds=seconds, outliers=outliers)
