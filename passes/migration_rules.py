@@ -41,6 +41,7 @@ _POOLS = frozenset(
 )
 _LINEAR = frozenset(["MatMul", "Gemm", "FusedMatMul", "Conv", "ConvTranspose", "Gather"])
 FACTORS_OF = {
+    "BatchNormalization": (1, 2),
     "LayerNormalization": (1, 2),
     "RMSNormalization": (1,),
     "SimplifiedLayerNormalization": (1,),
@@ -81,7 +82,7 @@ def follow_scale(region: Region, node: ir.Node, value: ir.Value, labels: Labels)
         _factor(region, node, value, labels)
     elif kind in ("Add", "Sub"):
         _sum(region, node, value, labels)
-    elif kind in NORMS:
+    elif kind in NORMS or kind == "BatchNormalization":
         _norm(region, node, value, labels)
     elif kind in _POOLS:
         follow_channelwise(region, node, value, labels)
@@ -143,7 +144,12 @@ def _factor(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> N
         raise Leave(f"{named(node)} multiplies them by themselves")
     if value is out:
         index = _arm(region, node, labels)
-        follow_operand(region, node, index, out, labels)
+        arm = node.inputs[index]
+        if arm is not None and dims_of(arm) is None and _is_straight(region, arm):
+            # If it had one channel for all of them, the weight before it would not fit.
+            region.link(node, Link.same(arm, out, labels))
+        else:
+            follow_operand(region, node, index, out, labels)
         return
     other = second if value is first else first
     if other in region.labels:
@@ -227,7 +233,11 @@ def _norm(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> Non
     """The scale and the bias of a norm give its result."""
     if value is not node.outputs[0]:
         raise Leave(f"{named(node)} normalizes them together")
-    sizes = dims_of(node.outputs[0])
+    sizes = dims_of(value)
+    if node.op_type == "BatchNormalization":
+        if sizes is None:
+            raise Leave(f"{named(node)} is on their way, and the rank of its input is unknown")
+        labels = Labels((-1,), along(labels, 1 - len(sizes), node))
     last = -1 if sizes is None else len(sizes) - 1
     if labels.axes != (-1,) or node.attributes.get_int("axis", -1) not in (-1, last):
         raise Leave(f"{named(node)} normalizes over other axes than theirs")
