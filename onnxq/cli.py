@@ -242,6 +242,41 @@ def evaluate(
 
 
 @app.command()
+def outliers(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Inputs, as for quantize.")],
+    after: Annotated[
+        Path | None, typer.Argument(help="The model after a change, to compare with.")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Only this site.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Magnitude by channel as .svg or .html: of --site or worst.")
+    ] = None,
+    tokenizer: Tokenizer = None,
+    window: Annotated[int, typer.Option(help="Of a text: tokens in a sample.")] = 512,
+    limit: Annotated[int, typer.Option(help="Read at most this many samples.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """Measure outliers by site: max-to-RMS, kurtosis, QSUR; of one model, or before and after."""
+    from onnxq import tables
+    from onnxq.outliers import outlier_rows
+
+    with _progress() as progress:
+        progress("measure outliers", 0, 0)
+        rows = outlier_rows(
+            model,
+            after,
+            data=data,
+            site=site,
+            plot=plot,
+            tokenizer=tokenizer,
+            window=window,
+            limit=limit,
+        )
+    _show(rows, as_json, tables.outliers)
+
+
+@app.command()
 def bench(
     models: Annotated[list[Path], typer.Argument(help="Models to time against one another.")],
     data: Data = None,

@@ -287,6 +287,14 @@ def evaluation(console: Console, value: Mapping[str, Any]) -> None:
     console.print(f"{value['metric']}: {value['protocol']}", markup=False)
 
 
+def outliers(console: Console, rows: Sequence[Row]) -> None:
+    """Print the outliers of sites, those that are not measured last, by reason."""
+    measured = [row for row in rows if "not measured" not in row]
+    table(console, measured, title="outliers, the tallest first")
+    for reason, count in Counter(r["not measured"] for r in rows if r not in measured).items():
+        console.print(f"{count} not measured: {reason}", markup=False)
+
+
 def bench(console: Console, rows: Sequence[Row]) -> None:
     """Print timings."""
     table(console, rows)

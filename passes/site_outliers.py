@@ -25,7 +25,7 @@ from onnxq.graph import find_sites, read_weight
 from onnxq.graph.orientation import to_rows
 from onnxq.graph.sites import Site
 
-__all__ = ["ActivationMeters", "OutlierShift", "OutlierWatch", "SiteOutliers", "measure_outliers"]
+__all__ = ["OutlierShift", "OutlierWatch", "SiteOutliers", "measure_outliers", "pair_sites"]
 
 _FIGURES = ("max_to_rms", "row_max_to_rms", "kurtosis", "qsur")
 
@@ -44,6 +44,8 @@ class SiteOutliers:
         activation: of the values it reads, tokens (or pixels) by channels; None when not measured.
         weight: of its weight, outputs by inputs; None when not measured.
         reason: why the activation was not measured, as a clause.
+        peaks: float64 [channels], the greatest magnitude of each channel of the activation.
+        roots: float64 [channels], the root mean square of each channel of the activation.
     """
 
     site: str
@@ -51,6 +53,8 @@ class SiteOutliers:
     activation: Outliers | None = None
     weight: Outliers | None = None
     reason: str | None = None
+    peaks: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    roots: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +129,7 @@ class OutlierWatch:
         self._now = new
         if isinstance(old, str) or isinstance(new, str):
             return old if isinstance(old, str) else str(new)
-        return OutlierShift(pairs=tuple(_pairs(old or {}, new)))
+        return OutlierShift(pairs=tuple(pair_sites(old or {}, new)))
 
     def forget(self) -> None:
         """The model was changed by something else: measure afresh next time."""
@@ -138,7 +142,7 @@ class OutlierWatch:
             return f"outliers were not measured: {error}"
 
 
-def _pairs(
+def pair_sites(
     before: Mapping[str, SiteOutliers], after: Mapping[str, SiteOutliers]
 ) -> Iterable[tuple[SiteOutliers, SiteOutliers]]:
     """Sites of the same name, else of the same weight where only one site has it."""
@@ -184,7 +188,8 @@ def measure_outliers(
         visit_values(model, meters.names, samples, meters, threads=threads)
     found = {}
     for site in chosen:
-        activation = meters.results.get(axes[site.name]) if site.name in axes else None
+        key = axes.get(site.name, ("", 0))
+        activation = meters.results.get(key)
         reason = reasons.get(site.name, "there are no data" if not samples else None)
         if isinstance(activation, str):
             activation, reason = None, activation
@@ -194,6 +199,8 @@ def measure_outliers(
             activation=activation,
             weight=_of_weight(site),
             reason=reason,
+            peaks=meters.peaks.get(key),
+            roots=meters.roots.get(key),
         )
     return found
 
