@@ -30,6 +30,7 @@ _MODULES = (
     "permute_channels",
     "calibrate",
     "insert_qdq",
+    "quantize_activations",
     "dynamic_int8",
     "quantize_weights",
 )

@@ -20,6 +20,7 @@ __all__ = ["SAME_VALUES", "VIEWS", "Flow", "SiteIndex", "origin"]
 
 SAME_VALUES = frozenset(
     ["Identity", "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "Dropout"]
+    + ["DynamicFakeQuantize", "DynamicFakeQuantizeAsymmetric"]  # onnxq's, written by its passes
 )
 """Operators whose output is their first input, up to rounding."""
 
