@@ -16,8 +16,6 @@ and r = round(c), the surrogate is s · (c + ρ) with ρ = r − c held fixed:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
-
 import torch
 
 from onnxq.errors import FormatError
@@ -29,25 +27,12 @@ _FLOAT_TINY = 2.0**-126
 _HALF_TINY = 2.0**-24
 
 
-class _RoundThrough(torch.autograd.Function):
-    """The nearest whole number, ties to even; its gradient is that of the identity."""
-
-    @staticmethod
-    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
-        """Round."""
-        return torch.round(x)
-
-    @staticmethod
-    def backward(context: Any, *gradients: Any) -> torch.Tensor:
-        """Let the gradient through."""
-        gradient: torch.Tensor = gradients[0]
-        return gradient
-
-
 def round_through(x: torch.Tensor) -> torch.Tensor:
-    """Round ``x`` to the nearest whole numbers, ties to even, with the gradient of the identity."""
-    rounded: torch.Tensor = _RoundThrough.apply(x)
-    return rounded
+    """Round ``x`` to the nearest whole numbers, ties to even, with the gradient of the identity.
+
+    The sum is exact: round(x) − x is a multiple of the last place of x and at most a half.
+    """
+    return x + (torch.round(x) - x).detach()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,21 +124,6 @@ class WeightQuantizer:
         """The scale as it is stored: in its precision, never 0 or subnormal."""
         scale, tiny = base, _FLOAT_TINY
         if self.fmt.scale_dtype == "float16":
-            scale, tiny = _Halved.apply(base), _HALF_TINY
+            scale, tiny = base + (base.half().float() - base).detach(), _HALF_TINY
         scale = torch.where(scale.abs() < tiny, torch.full_like(scale, tiny), scale)
         return torch.where(base == 0, torch.ones_like(scale), scale)
-
-
-class _Halved(torch.autograd.Function):
-    """Rounded to float16 and back, with the gradient of the identity."""
-
-    @staticmethod
-    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
-        """Round."""
-        return x.half().float()
-
-    @staticmethod
-    def backward(context: Any, *gradients: Any) -> torch.Tensor:
-        """Let the gradient through."""
-        gradient: torch.Tensor = gradients[0]
-        return gradient
