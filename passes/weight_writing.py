@@ -19,6 +19,7 @@ from onnxq.graph.scratch import Scratch
 from onnxq.graph.sites import Site
 from onnxq.graph.weights import add_weight, weight_tensor
 from onnxq.passes.base import SiteReport
+from onnxq.passes.fake_quantization import rounded_by
 from onnxq.passes.kept_columns_writing import counted, write_kept_columns
 from onnxq.passes.weight_layout import (
     Stored,
@@ -30,6 +31,11 @@ from onnxq.passes.weight_layout import (
     weight_type,
 )
 from onnxq.passes.weight_solving import WeightSolver
+
+_TWICE = (
+    "ONNX Runtime fuses it and rounds its activation once more, to 8 bits by blocks, unless "
+    "session.qdq_matmulnbits_accuracy_level is 0; write=auto avoids that"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +101,17 @@ class WeightWriter:
             self._written[key], self._dequantized[key] = encoded, output
         reader, index = (site.via[0], 0) if site.via else (site.node, site.weight_index)
         reader.replace_input_with(index, self._dequantized[key])
-        return self._report(site, fmt, self._written[key])
+        report = self._report(site, fmt, self._written[key])
+        if rounded_by(site) is None or not isinstance(fmt.granularity, PerGroup):
+            return report
+        return dataclasses.replace(report, note="; ".join(filter(None, (report.note, _TWICE))))
 
     def matmul_nbits(self, site: Site, fmt: IntFormat) -> SiteReport:
         """MatMul(x, W) or Gemm(x, W, c) → MatMulNBits(x, codes, scales[, zeros]) [+ c]."""
         encoded = self._blocks(site, fmt)
         columns, rows = site.shape[site.in_axis], site.shape[site.out_axis]
+        # An activation that was rounded already is not to be rounded again, to other steps.
+        level = self._accuracy_level if rounded_by(site) is None else 0
         node = ir.node(
             "MatMulNBits",
             [site.node.inputs[0], *(value for value in encoded.values if value is not None)],
@@ -109,7 +120,7 @@ class WeightWriter:
                 "N": rows,
                 "bits": fmt.bits,
                 "block_size": _group(fmt),
-                "accuracy_level": self._accuracy_level,
+                "accuracy_level": level,
             },
             domain="com.microsoft",
             name=site.node.name,

@@ -13,6 +13,7 @@ from onnxq.graph.check import check_graph
 from onnxq.graph.topology import Topology
 from onnxq.passes.base import Context
 from onnxq.passes.quantize_activations import QuantizeActivations
+from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.runtime import open_session
 
 TINY = np.finfo(np.float32).tiny
@@ -323,3 +324,33 @@ def test_options_come_back_as_the_pass():
     step = QuantizeActivations(bits=4, overrides={"*down*": 8}, exclude=("head",))
     assert QuantizeActivations(**step.options()) == step
     assert dataclasses.is_dataclass(step)
+
+
+def two_layers(build):
+    return build(
+        "main (float[n, 64] x) => (float[n, 16] y) { h = MatMul(x, w) y = MatMul(h, v) }",
+        w=normal(64, 32),
+        v=normal(32, 16),
+    )
+
+
+def test_weights_behind_a_rounded_activation_do_not_round_it_again(build):
+    """MatMulNBits at accuracy_level 4 would round to 8 bits by blocks, on steps of its own."""
+    m = two_layers(build)
+    apply(m, bits=4, exclude=("MatMul_1",))
+    step = QuantizeWeights(format="int4_g32", write="matmul_nbits")
+    step.call(m, Context())
+    first, second = (node for node in m.graph if node.op_type == "MatMulNBits")
+    assert first.attributes.get_int("accuracy_level") == 0
+    assert second.attributes.get_int("accuracy_level") == 4
+    x = normal(3, 64)
+    exact = run(m, False, x=x)["y"]
+    np.testing.assert_allclose(run(m, x=x)["y"], exact, atol=1e-5 * np.abs(exact).max())
+
+
+def test_blocks_behind_dequantize_linear_say_that_the_runtime_rounds_again(build):
+    m = two_layers(build)
+    apply(m, bits=4, exclude=("MatMul_1",))
+    report = QuantizeWeights(format="int4_g32", write="dequantize").call(m, Context())
+    first, second = report.changed
+    assert "write=auto avoids that" in first.note and second.note is None
