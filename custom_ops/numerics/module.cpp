@@ -1,13 +1,7 @@
 // The Python module onnxq.numerics._native. It checks shapes, lets go of the interpreter lock and
 // calls the kernels, which know nothing of Python.
 
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/string.h>
-
-#include <stdexcept>
-#include <string>
-
+#include "bindings.h"
 #include "clipping.h"
 #include "column_rounding.h"
 #include "coordinate_descent.h"
@@ -17,18 +11,7 @@
 #include "rounding.h"
 #include "scale_search.h"
 
-namespace nb = nanobind;
-
 namespace {
-
-template <class T, int Dimensions>
-using Strided = nb::ndarray<T, nb::ndim<Dimensions>, nb::device::cpu>;
-template <class T, int Dimensions>
-using Array = nb::ndarray<T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
-
-void require(bool holds, const char* what) {
-  if (!holds) throw std::invalid_argument(what);
-}
 
 int64_t length(const Strided<const float, 2>& array, size_t axis) {
   return static_cast<int64_t>(array.shape(axis));
@@ -345,4 +328,5 @@ NB_MODULE(_native, m) {
   m.def("factor_hessian", &factor_hessian<double, double>);
   m.def("find_targets", &find_targets);
   m.def("round_columns", &round_columns);
+  bind_hadamard(m);
 }

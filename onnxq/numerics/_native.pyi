@@ -158,3 +158,16 @@ def descend(
     threads: int,
     /,
 ) -> int: ...
+def hadamard_rows(
+    x: _Floats,
+    factor: _Floats,
+    y: _Floats,
+    begin: int,
+    end: int,
+    kernel: str,
+    threads: int,
+    /,
+) -> None: ...
+def widen_halves(halves: npt.NDArray[np.uint16], singles: _Floats, kernel: str, /) -> None: ...
+def narrow_to_halves(singles: _Floats, halves: npt.NDArray[np.uint16], kernel: str, /) -> None: ...
+def hadamard_instruction_sets() -> list[str]: ...

@@ -1,0 +1,13 @@
+// The operators of the library. Each function is in the folder of its operator and makes the tables
+// for one runtime; they live as long as the process.
+#pragma once
+
+#include <vector>
+
+#include "abi.h"
+
+namespace onnxq::ort {
+
+std::vector<const CustomOp*> hadamard_ops(const Api* api);
+
+}  // namespace onnxq::ort
