@@ -170,7 +170,7 @@ class QuantizeWeights(Pass):
         found = find_sites(model)
         codes = self._solve(model, found, context)
         writer = WeightWriter(model, context.scratch, codes, self.accuracy_level)
-        sites = [s for s in found if s.kind in _LINEAR or s.already or s.refusal]
+        sites = [s for s in found if s.kind != "Gather" or s.already or s.refusal]
         tables = [s for s in found if s.kind == "Gather" and s not in sites]
         tied = {(id(table.weight), self._format_of(table)) for table in tables}
         reports = []
@@ -272,6 +272,8 @@ class QuantizeWeights(Pass):
             return "the recipe leaves it in float"
         if site.kind == "Gather":
             return gather_refusal(site, fmt)
+        if site.kind not in _LINEAR:
+            return f"{site.kind} takes float weights only, and is no MatMul, Gemm or convolution"
         if self.write == "matmul_nbits":
             return matmul_nbits_refusal(site, fmt)
         if site.kind in ("Conv", "ConvTranspose") and isinstance(fmt.granularity, PerGroup):

@@ -280,3 +280,15 @@ def test_nan_names_the_weight_and_the_site():
     weight[3, 4] = np.nan
     with pytest.raises(FormatError, match="Weight 'w' of 'MatMul_0': the weight holds NaN"):
         apply(m, format="int4_g16")
+
+
+def test_operators_that_hold_weights_but_take_no_codes_are_reported():
+    m = model(
+        "main (float[n, 8] x) => (float[n, 4] y) <float[8, 4] w>"
+        "{ y = com.microsoft.FusedMatMul<alpha=0.5>(x, w) }",
+        w=RNG.standard_normal((8, 4)).astype(np.float32),
+    )
+    report = apply(m, format="int8_channel")
+    assert [site.reason for site in report.sites] == [
+        "FusedMatMul takes float weights only, and is no MatMul, Gemm or convolution"
+    ]
