@@ -16,6 +16,8 @@ from onnxq.graph import (
     unique_value_name,
     walk_graphs,
 )
+from onnxq.graph.versions import opset_of
+from onnxq.passes.dynamic_activations import DynamicActivations
 from onnxq.passes.int8_weights import Int8Weight, Int8Weights, drop_unused, encode_int8
 from onnxq.passes.site_operands import weight_refusal
 
@@ -59,17 +61,18 @@ def lstm_refusal(site: Site) -> str | None:
 class DynamicWriter:
     """Rewrites sites of one model; quantizes each activation once in each graph."""
 
-    def __init__(self, model: ir.Model, weights: Int8Weights) -> None:
-        """Write into ``model``."""
+    def __init__(self, model: ir.Model, weights: Int8Weights, *, rows: bool = False) -> None:
+        """Write into ``model``; activations get a scale for each row when ``rows``."""
         self._model = model
         self._weights = weights
-        self._quantized: dict[ir.Value, Sequence[ir.Value]] = {}
+        self._rows = rows
         self._replaced: list[ir.Value] = []
         # A node of a function only knows the graph inside it, which must not get initializers.
         self._homes: dict[ir.Node | ir.Value, ir.Graph | ir.Function] = {}
         for _, graph in walk_graphs(model):
             self._homes.update(dict.fromkeys(graph.inputs, graph))
             self._homes.update(dict.fromkeys(graph, graph))
+        self._activations = DynamicActivations(self._homes, opset_of(model), rows=rows)
 
     def write(self, site: Site) -> Int8Weight:
         """Rewrite one site; an LSTM with both its weights, and its node goes."""
@@ -94,11 +97,15 @@ class DynamicWriter:
         )
         if site.kind == "Gemm" and bool(node.attributes.get_int("transA", 0)):
             x = self._before(node, "Transpose", [x], {"perm": [1, 0]}, f"{x.name}_transposed")[0]
-        codes, scale, zero = self._dynamic(node, x)
+        read = self._activations.codes(x)
         product = self._before(
-            node, "MatMulInteger", [codes, weight.codes, zero], {}, f"{site.output.name}_int32"
+            node,
+            "MatMulInteger",
+            [read.codes, weight.codes, read.zero],
+            {},
+            f"{site.output.name}_int32",
         )[0]
-        result = self._rescaled(site, product, scale, weight.scales)
+        result = self._rescaled(site, product, read.scale, weight.scales)
         if site.kind == "Gemm":
             result = self._plus_bias(site, result)
         self._replace(site, result)
@@ -111,19 +118,19 @@ class DynamicWriter:
         node = site.node
         graph = self._homes[node]
         weight = self._weights.write(graph, site.weight, site.out_axis)
-        codes, scale, zero = self._dynamic(node, x)
+        read = self._activations.codes(x, tuple(range(1, len(site.shape))))
         attributes = dict(node.attributes)
         product = self._before(
             node,
             "ConvInteger",
-            [codes, weight.codes, zero],
+            [read.codes, weight.codes, read.zero],
             attributes,
             f"{site.output.name}_int32",
         )[0]
         shape = (-1,) + (1,) * (len(site.shape) - 2)
         spread = weight.scale.reshape(shape)
         scales = self._constant(node, f"{weight.scales.name}_spread", spread)
-        result = self._rescaled(site, product, scale, scales)
+        result = self._rescaled(site, product, read.scale, scales)
         own = node.inputs[2] if len(node.inputs) > 2 else None
         if own is not None:
             axes = self._constant(node, f"{own.name}_shape", np.asarray(shape, dtype=np.int64))
@@ -136,11 +143,17 @@ class DynamicWriter:
     def _rescaled(
         self, site: Site, product: ir.Value, scale: ir.Value, scales: ir.Value
     ) -> ir.Value:
-        """``float(product) · (s_x · s_c)``, in the order that ONNX Runtime recognises."""
+        """``float(product) · (s_x · s_c)``, in the order that ONNX Runtime recognises.
+
+        With a scale for each row, s_x · s_c would be as large as the product: one after the other.
+        """
         node, name = site.node, site.output.name
         number = self._before(
             node, "Cast", [product], {"to": int(ir.DataType.FLOAT)}, f"{name}_integer"
         )[0]
+        if self._rows:
+            columns = self._before(node, "Mul", [number, scales], {}, f"{name}_columns")[0]
+            return self._before(node, "Mul", [columns, scale], {}, f"{name}_rescaled")[0]
         both = self._before(node, "Mul", [scale, scales], {}, f"{name}_scale")[0]
         return self._before(node, "Mul", [number, both], {}, f"{name}_rescaled")[0]
 
@@ -215,33 +228,6 @@ class DynamicWriter:
         nbytes = codes.size + scale.nbytes + scale.size
         weight = Int8Weight(coded, scales, scale, error, 8.0 * nbytes / codes.size, nbytes)
         return coded, scales, zeros, weight
-
-    def _dynamic(self, node: ir.Node, value: ir.Value) -> Sequence[ir.Value]:
-        """Codes, scale and zero point of an activation, computed behind its producer."""
-        if value not in self._quantized:
-            producer = value.producer()
-            home = self._homes[producer if producer is not None else value]
-            base = value.name
-            made = ir.node(
-                "DynamicQuantizeLinear",
-                [value],
-                num_outputs=3,
-                name=unique_value_name(home, f"{base}_dynamic"),
-            )
-            self._homes[made] = home
-            kinds = (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8)
-            for output, label, kind in zip(
-                made.outputs, ("codes", "scale", "zero"), kinds, strict=True
-            ):
-                output.name = unique_value_name(home, f"{base}_dynamic_{label}")
-                output.dtype = kind
-            made.outputs[0].shape = value.shape
-            if producer is not None:
-                home.insert_after(producer, made)
-            else:
-                home.insert_before(home[0], made)
-            self._quantized[value] = made.outputs
-        return self._quantized[value]
 
     def _before(
         self,

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.errors import UnsupportedGraph
+from onnxq.errors import RecipeError, UnsupportedGraph
 from onnxq.graph import read_weight, save, walk_nodes
 from onnxq.passes.base import Context
 from onnxq.passes.dynamic_int8 import DynamicInt8
+from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.runtime import open_session
 
 RNG = np.random.default_rng(9)
+TINY = np.finfo(np.float32).tiny
 
 
 def model(text, opset=17, functions="", **weights):
@@ -247,3 +249,103 @@ def test_float_weights_are_gone_unless_somebody_reads_them():
     )
     apply(m)
     assert "w" not in m.graph.initializers and "v" in m.graph.initializers
+
+
+def token_codes(x):
+    """Symmetric codes and scales of rows, in float32 as the nodes compute them."""
+    scale = np.maximum(np.abs(x).max(axis=-1, keepdims=True) / np.float32(127), TINY)
+    return np.rint(x / scale), scale
+
+
+def unlike_rows(*shape):
+    """Rows of very different sizes, one of them zero."""
+    x = normal(*shape) * np.float32(10) ** RNG.integers(-5, 5, (*shape[:-1], 1)).astype(np.float32)
+    x[0] = 0
+    return x
+
+
+@pytest.mark.parametrize("opset", [13, 21])
+@pytest.mark.parametrize("optimize", [True, False])
+def test_rows_are_multiplied_as_integers_exactly(optimize, opset):
+    """The int32 sums are exact: y = float(Σ q·w) · s_c · s_t in this order, bit for bit."""
+    m = model(
+        "main (float[n, 64] x) => (float[n, 16] y) <float[1] w = {0}> { y = MatMul(x, w) }",
+        opset=opset,
+        w=normal(64, 16),
+    )
+    assert len(apply(m, granularity="token").changed) == 1
+    codes = read_weight(m.graph.initializers["w_int8"]).astype(np.int64)
+    columns = read_weight(m.graph.initializers["w_scale"])
+    x = unlike_rows(20, 64)
+    q, scale = token_codes(x)
+    sums = (q.astype(np.int64) @ codes).astype(np.float32)
+    np.testing.assert_array_equal(run(m, optimize, x=x)["y"], sums * columns * scale)
+
+
+def test_integer_rows_are_those_of_the_simulated_ones():
+    """quantize_activations with 8 bits and dynamic_int8 by token round to the same codes."""
+    text = "main (float[n, 64] x) => (float[n, 64] y) <float[1] w = {0}> { y = MatMul(x, w) }"
+    integer, simulated = (model(text, opset=18, w=np.eye(64, dtype=np.float32)) for _ in "ab")
+    apply(integer, granularity="token")
+    QuantizeActivations(bits=8).call(simulated, Context())
+    x = unlike_rows(50, 64)
+    scale = token_codes(x)[1].astype(np.float64)
+    codes = [np.rint(run(m, x=x)["y"] / scale) for m in (integer, simulated)]
+    np.testing.assert_array_equal(*codes)
+
+
+def test_siblings_share_the_codes_of_rows():
+    m = model(
+        "main (float[n, 32] x) => (float[n, 16] y, float[n, 16] z)"
+        " <float[1] w = {0}, float[1] v = {0}> { y = MatMul(x, w) z = MatMul(x, v) }",
+        w=normal(32, 16),
+        v=normal(32, 16),
+    )
+    apply(m, granularity="token")
+    kinds = collections.Counter(node.op_type for node in m.graph)
+    assert kinds["QuantizeLinear"] == 1 and kinds["MatMulInteger"] == 2
+
+
+@pytest.mark.parametrize("flip_a", [0, 1])
+def test_rows_of_gemm_bodies_and_convolutions(flip_a):
+    m = model(
+        f"main (float[{'32, 5' if flip_a else '5, 32'}] x, float[5, 3, 4, 4] i, bool c)"
+        " => (float[5, 16] y, float[5, 8, 4, 4] z) <float[1] w = {0}, float[1] k = {0}>"
+        f" {{ y = If(c) <then_branch = t () => (float[5, 16] p)"
+        f" {{ p = Gemm<alpha = 0.5, transA = {flip_a}>(x, w) }},"
+        f" else_branch = e () => (float[5, 16] q) {{ q = Gemm<transA = {flip_a}>(x, w) }}>"
+        " z = Conv(i, k) }",
+        w=normal(32, 16),
+        k=normal(8, 3, 1, 1),
+    )
+    x = unlike_rows(5, 32)
+    feeds = {
+        "x": x.T.copy() if flip_a else x,
+        "i": unlike_rows(5, 48).reshape(5, 3, 4, 4),
+    }
+    before = [run(m, **feeds, c=np.array(c)) for c in (True, False)]
+    assert len(apply(m, granularity="token", convolutions=True).changed) == 3
+    for c, old in zip((True, False), before, strict=True):
+        new = run(m, **feeds, c=np.array(c))
+        for name in "yz":  # each row, however small it is
+            for row_new, row_old in zip(new[name][1:], old[name][1:], strict=True):
+                assert close(row_new, row_old, 0.05)
+            np.testing.assert_array_equal(new[name][0], 0)
+
+
+def test_rows_in_functions():
+    values = ", ".join(f"{v:.3f}" for v in RNG.standard_normal(16))
+    m = model(
+        "main (float[3, 4] x) => (float[3, 4] y) { y = local.f(x) }",
+        functions='<domain: "local", opset_import: ["" : 17]>\nf (a) => (b)'
+        f" {{ w = Constant<value = float[4, 4] {{{values}}}>() b = MatMul(a, w) }}",
+    )
+    x = normal(3, 4)
+    before = run(m, x=x)["y"]
+    apply(m, granularity="token")
+    assert close(run(m, x=x)["y"], before)
+
+
+def test_a_granularity_that_is_none_is_refused():
+    with pytest.raises(RecipeError, match=r"'tensor' .* or 'token'"):
+        DynamicInt8(granularity="channel")
