@@ -37,12 +37,14 @@ def _attention(
     bias = _bias(call, query, key.shape[2], mask, before, filled)
     scale = call.attribute("scale") or 1 / math.sqrt(query.shape[-1])
     softcap = call.attribute("softcap", 0.0)
-    scores = None
-    if call.wants(3):
-        scores = _scores(call, query, key, bias, scale, softcap)
+    shown = None
+    if bias is not None:
+        # A token that sees nothing gives zeros; its scores are opened, so that no NaN arises.
+        blind = torch.isneginf(bias).all(-1, keepdim=True)
+        shown, bias = ~blind, bias.masked_fill(blind, 0.0)
+    scores = _scores(call, query, key, bias, shown, scale) if call.wants(3) else None
     result = attend(query, key, value, bias=bias, scale=scale, softcap=softcap)
-    if bias is not None:  # a token that sees nothing gives zeros
-        result = torch.where(torch.isneginf(bias).all(-1, keepdim=True), 0.0, result)
+    result = result if shown is None else result * shown
     return join_heads(result) if flat else result, key, value, scores
 
 
@@ -65,13 +67,17 @@ def _bias(
         if found.shape[-1] < total:  # keys beyond the mask are hidden
             found = torch.nn.functional.pad(found, (0, total - found.shape[-1]), value=-torch.inf)
     keys = torch.arange(total, device=query.device)
-    if call.attribute("is_causal", 0):
-        places = torch.arange(steps, device=query.device).unsqueeze(-1) + before
-        if filled is not None:
-            places = places + (filled.reshape(-1, 1, 1, 1) - steps)
-        found = _hide(found, keys > places, query)
+    places = torch.arange(steps, device=query.device).unsqueeze(-1) + before
     if filled is not None:
+        places = places + (filled.reshape(-1, 1, 1, 1) - steps)
         found = _hide(found, keys >= filled.reshape(-1, 1, 1, 1), query)
+    if call.attribute("is_causal", 0):
+        found = _hide(found, keys > places, query)
+    left, right = call.attribute("left_window_size", -1), call.attribute("right_window_size", -1)
+    if left >= 0:
+        found = _hide(found, keys < places - left, query)
+    if right >= 0:
+        found = _hide(found, keys > places + right, query)
     return found
 
 
@@ -82,17 +88,20 @@ def _hide(bias: Tensor | None, hidden: Tensor, like: Tensor) -> Tensor:
 
 
 def _scores(
-    call: Call, query: Tensor, key: Tensor, bias: Tensor | None, scale: float, softcap: float
+    call: Call, query: Tensor, key: Tensor, bias: Tensor | None, shown: Tensor | None, scale: float
 ) -> Tensor:
-    """The scores as far as ``qk_matmul_output_mode`` asks: 0 raw, 1 masked, 2 capped, 3 softmax."""
-    mode = call.attribute("qk_matmul_output_mode", 0)
+    """The scores by ``qk_matmul_output_mode``: 0 raw, 1 capped, 2 with the bias, 3 softmax."""
+    mode, softcap = call.attribute("qk_matmul_output_mode", 0), call.attribute("softcap", 0.0)
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = torch.matmul(query, key.transpose(-1, -2)) * scale
     if mode == 0:
         return scores
-    if mode == 1:
-        return scores if bias is None else scores + bias
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
+    if mode == 1:
+        return scores
     scores = scores if bias is None else scores + bias
-    return scores if mode == 2 else scores.softmax(-1)
+    if mode == 3:
+        scores = scores.softmax(-1)
+        return scores if shown is None else scores * shown
+    return scores if shown is None else scores.masked_fill(~shown, -torch.inf)

@@ -76,7 +76,7 @@ def _conv_transpose(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None =
     extra = [int(number) for number in call.attribute("output_padding") or [0] * rank]
     # Everything is computed, the output padding at the end as well, and the pads are cut off.
     whole = _TRANSPOSED[rank](
-        F.pad(x, [0] * (2 * rank)),
+        x,
         weight,
         None,
         strides,
@@ -92,8 +92,8 @@ def _conv_transpose(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None =
         )
     ]
     whole = F.pad(whole, _widths([(0, n - m) for n, m in zip(full, whole.shape[2:], strict=True)]))
-    for axis, (before, after) in enumerate(_cut(call, x, full, strides), start=2):
-        whole = whole.narrow(axis, before, whole.shape[axis] - before - after)
+    cut = _cut(call, x, full, strides)
+    whole = F.pad(whole, _widths([(-before, -after) for before, after in cut]))
     return whole if bias is None else whole + bias.reshape([1, -1] + [1] * rank)
 
 

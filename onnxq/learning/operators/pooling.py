@@ -32,39 +32,38 @@ def _max_pool(call: Call, x: Tensor) -> Result:
     if call.wants(1):
         raise call.refusal("the indices it gives as its second output are not computed")
     low = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
-    return _windows(call, x, low)[0].amax(-1)
+    return _windows(call, x, low, low).amax(-1)
 
 
 @operator("AveragePool")
 def _average_pool(call: Call, x: Tensor) -> Result:
-    found, pads = _windows(call, x, 0.0)
-    # What lies outside the padding, where the size was rounded up, never counts.
-    ones = torch.ones_like(x)
-    if call.attribute("count_include_pad", 0):
-        widths = [width for pair in reversed(pads) for width in pair]
-        counted = F.pad(torch.ones_like(x), widths, value=1.0)
-        return found.sum(-1) / _unfolded(call, counted, 0.0, [(0, 0)] * len(pads)).sum(-1)
-    return found.sum(-1) / _windows(call, ones, 0.0)[0].sum(-1)
+    # The padding counts where asked; what lies beyond it, where a size was rounded up, never.
+    counted = 1.0 if call.attribute("count_include_pad", 0) else 0.0
+    number = _windows(call, torch.ones_like(x), counted, 0.0).sum(-1)
+    return _windows(call, x, 0.0, 0.0).sum(-1) / number
 
 
-def _windows(call: Call, x: Tensor, fill: float) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Windows [batch, channels, *places, elements], and the padding of each axis."""
-    pads = paddings(call, x.shape[2:], call.attribute("kernel_shape"))
-    return _unfolded(call, x, fill, pads), pads
+def _windows(call: Call, x: Tensor, padding: float, beyond: float) -> Tensor:
+    """Windows [batch, channels, *places, elements] of the padded input.
 
-
-def _unfolded(call: Call, x: Tensor, fill: float, pads: list[tuple[int, int]]) -> Tensor:
+    Args:
+        call: the pooling.
+        x: its input.
+        padding: what the padding holds.
+        beyond: what lies behind the padding, where windows reach further.
+    """
     kernel = [int(width) for width in call.attribute("kernel_shape")]
-    rank = len(kernel)
+    rank, pads = len(kernel), paddings(call, x.shape[2:], kernel)
     strides, dilations = per_axis(call, "strides", rank), per_axis(call, "dilations", rank)
-    for i, ((before, after), width) in enumerate(zip(pads, kernel, strict=True)):
-        axis, span = i + 2, (width - 1) * dilations[i] + 1
+    for i, (before, after) in enumerate(pads):
+        axis, span = i + 2, (kernel[i] - 1) * dilations[i] + 1
         room = x.shape[axis] + before + after - span
         steps = -(-room // strides[i]) if call.attribute("ceil_mode", 0) else room // strides[i]
-        if steps * strides[i] >= x.shape[axis] + before:  # a window wholly in the padding
+        if steps * strides[i] >= x.shape[axis] + before:  # a window wholly behind the input
             steps -= 1
         more = max(steps * strides[i] - room, 0)
-        widths = [0, 0] * (x.ndim - 1 - axis) + [before, after + more]
-        x = F.pad(x, widths, value=fill)
+        inner = [0, 0] * (x.ndim - 1 - axis)
+        x = F.pad(x, [*inner, before, after], value=padding)
+        x = F.pad(x, [*inner, 0, more], value=beyond)
         x = x.unfold(axis, span, strides[i]).narrow(axis, 0, steps + 1)[..., :: dilations[i]]
     return x.flatten(2 + rank)

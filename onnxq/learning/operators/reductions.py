@@ -20,11 +20,12 @@ def _prod(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 
 def _extreme(find: Callable[..., Tensor]) -> Callable[[Tensor, tuple[int, ...], bool], Tensor]:
     def reduce(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
+        greatest = find is torch.amax
         if x.dtype == torch.bool:
-            return find(x.to(torch.uint8), axes, keep).to(torch.bool)
+            return torch.any(x, axes, keep) if greatest else torch.all(x, axes, keep)
         if x.is_floating_point() and not x.numel():
-            sign = -1 if find is torch.amax else 1
-            return torch.full_like(torch.sum(x, axes, keep), sign * torch.inf)
+            of_nothing = -torch.inf if greatest else torch.inf
+            return torch.full_like(torch.sum(x, axes, keep), of_nothing)
         return find(x, axes, keep)
 
     return reduce

@@ -194,7 +194,9 @@ def _space_to_depth(call: Call, x: Tensor) -> Result:
     size = call.attribute("blocksize")
     batch, channels, height, width = x.shape
     parts = x.reshape(batch, channels, height // size, size, width // size, size)
-    return parts.permute(0, 3, 5, 1, 2, 4).reshape(
+    depth_last = call.attribute("mode", "DCR") == "DCR"
+    order = (0, 3, 5, 1, 2, 4) if depth_last else (0, 1, 3, 5, 2, 4)
+    return parts.permute(order).reshape(
         batch, channels * size * size, height // size, width // size
     )
 

@@ -6,7 +6,6 @@ float4 in float32.
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -96,7 +95,8 @@ def tensor_of(array: np.ndarray, dtype: ir.DataType, compute: torch.dtype | None
     if dtype in _VIEWED:
         stored = torch.from_numpy(flat.view(_VIEWED[dtype])).view(_TYPES[dtype])
     else:
-        stored = torch.from_numpy(flat)
+        # NumPy has two names for some types of one size, and torch knows one of them.
+        stored = torch.from_numpy(flat.view(np.dtype(flat.dtype.str)))
     return stored.reshape(shape).to(wanted)
 
 
@@ -114,16 +114,12 @@ def cast(call: Call, tensor: Tensor, dtype: ir.DataType) -> Tensor:
     """The tensor as an ONNX type; between float types the gradient passes through.
 
     Raises:
-        UnsupportedGraph: a type below 8 bits or a string is asked for.
+        UnsupportedGraph: a float of 8 bits or any type of fewer is asked for: torch rounds to the
+            first by rules of its own and has none of the others.
     """
-    if dtype.bitwidth < 8 or dtype == ir.DataType.STRING:
+    if dtype.bitwidth < 8 or dtype.name.startswith("FLOAT8") or dtype == ir.DataType.STRING:
         raise call.refusal(f"a cast to {dtype.name} is not computed")
-    wanted = torch_type(dtype, call.compute)
-    saturate = call.attribute("saturate", 1)
-    if dtype in (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2) and saturate:
-        limit = float(ml_dtypes.finfo(dtype.numpy()).max)
-        tensor = torch.where(tensor.isnan(), tensor, tensor.clamp(-limit, limit))
-    return tensor.to(wanted)
+    return tensor.to(torch_type(dtype, call.compute))
 
 
 @operator("Cast")
@@ -133,7 +129,8 @@ def _cast(call: Call, x: Tensor) -> Result:
 
 @operator("CastLike")
 def _cast_like(call: Call, x: Tensor, like: Tensor) -> Result:
-    return x.to(like.dtype)
+    dtype = call.type_of(1)
+    return x.to(like.dtype) if dtype is None else cast(call, x, dtype)
 
 
 @operator("Constant")
