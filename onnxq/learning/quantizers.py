@@ -16,12 +16,13 @@ and r = round(c), the surrogate is s · (c + ρ) with ρ = r − c held fixed:
 from __future__ import annotations
 
 import dataclasses
+
 import torch
 
 from onnxq.errors import FormatError
 from onnxq.formats import IntFormat, PerBlock, PerTensor
 
-__all__ = ["WeightQuantizer", "round_through"]
+__all__ = ["TokenQuantizer", "WeightQuantizer", "round_through"]
 
 _FLOAT_TINY = 2.0**-126
 _HALF_TINY = 2.0**-24
@@ -127,3 +128,38 @@ class WeightQuantizer:
             scale, tiny = base + (base.half().float() - base).detach(), _HALF_TINY
         scale = torch.where(scale.abs() < tiny, torch.full_like(scale, tiny), scale)
         return torch.where(base == 0, torch.ones_like(scale), scale)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenQuantizer:
+    """A scale for every row of an activation, found as the model runs.
+
+    The operators of `onnxq.passes.fake_quantization`, bit for bit.
+
+    Attributes:
+        bits: width of a code, 2 to 8.
+        symmetric: without a zero point; codes are then in [-(2**(bits-1) - 1), 2**(bits-1) - 1].
+    """
+
+    bits: int
+    symmetric: bool = True
+
+    def __call__(self, x: torch.Tensor, clip: torch.Tensor | float = 1.0) -> torch.Tensor:
+        """Round along the last axis.
+
+        Args:
+            x: float32 ``[..., channels]``.
+            clip: share of the range of a row that is kept, in (0, 1].
+        """
+        share = torch.as_tensor(clip, dtype=torch.float32)
+        limit = float(2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1)
+        if self.symmetric:
+            peak = x.abs().amax(dim=-1, keepdim=True)
+            scale = torch.clamp(peak * share / limit, min=_FLOAT_TINY)
+            return round_through(torch.clamp(x / scale, -limit, limit)) * scale
+        above = x.amax(dim=-1, keepdim=True).clamp(min=0.0) * share
+        below = x.amin(dim=-1, keepdim=True).clamp(max=0.0) * share
+        scale = torch.clamp(above / limit - below / limit, min=_FLOAT_TINY)
+        origin = -torch.round(below / scale).detach()
+        codes = torch.clamp(round_through(x / scale) + origin, 0.0, limit)
+        return (codes - origin) * scale

@@ -1,13 +1,20 @@
 """The simulated quantizers are the stored formats, and their gradients those of the surrogate."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from onnxq.errors import FormatError  # noqa: E402
 from onnxq.formats import parse_format  # noqa: E402
-from onnxq.learning.quantizers import WeightQuantizer, round_through  # noqa: E402
+from onnxq.learning.quantizers import (  # noqa: E402
+    TokenQuantizer,
+    WeightQuantizer,
+    round_through,
+)
+from onnxq.passes.fake_quantization import fake_quantizer  # noqa: E402
+from onnxq.runtime import open_session  # noqa: E402
 
 FORMATS = [
     "int4_g64",
@@ -101,3 +108,44 @@ def test_rounding_lets_the_gradient_through_unchanged():
 def test_a_vector_is_refused():
     with pytest.raises(FormatError, match="is no float32 matrix"):
         WeightQuantizer(fmt=parse_format("int4"))(torch.zeros(4))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("clip", [1.0, 0.9375, 0.6])
+def test_tokens_are_rounded_as_the_written_operator_rounds_them(bits, symmetric, clip):
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 21]>'
+        "g (float[n, 24] x) => (float[n, 24] y) { y = Identity(x) }"
+    )
+    node = next(iter(model.graph))
+    made = fake_quantizer(
+        model, node.inputs[0], axes=(-1,), bits=bits, symmetric=symmetric, clip=clip
+    )
+    model.graph.insert_before(node, made)
+    node.replace_input_with(0, made.outputs[0])
+    made.outputs[0].name = "rounded"
+    x = np.random.default_rng(5).standard_t(3, (64, 24)).astype(np.float32)
+    x[0], x[1] = 0.0, np.abs(x[1])
+    with open_session(model, optimize=False) as session:
+        wanted = session.run({"x": x})["y"]
+    found = TokenQuantizer(bits=bits, symmetric=symmetric)(torch.from_numpy(x), clip).numpy()
+    assert np.array_equal(found, wanted)
+
+
+def test_a_clip_gets_the_gradient_of_the_surrogate():
+    x = np.random.default_rng(6).standard_normal((5, 16)).astype(np.float32)
+    weigh = np.random.default_rng(7).standard_normal(x.shape)
+    clip = torch.tensor(0.8, requires_grad=True)
+    found = TokenQuantizer(bits=3)(torch.from_numpy(x), clip)
+    (found * torch.from_numpy(weigh)).sum().backward()
+
+    def surrogate(share, residual):
+        scale = np.abs(x).max(1, keepdims=True).astype(np.float64) * share / 3
+        return (np.clip(x / scale, -3, 3) + residual) * scale
+
+    scale = np.abs(x).max(1, keepdims=True).astype(np.float64) * 0.8 / 3
+    clamped = np.clip(x / scale, -3, 3)
+    residual = np.rint(clamped) - clamped
+    change = surrogate(0.8 + 1e-6, residual) - surrogate(0.8 - 1e-6, residual)
+    assert clip.grad.item() == pytest.approx((change * weigh).sum() / 2e-6, rel=1e-4)
