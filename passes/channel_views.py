@@ -26,7 +26,8 @@ def dims_of(value: ir.Value) -> list[int | None] | None:
         return [int(size) for size in weight_tensor(value).shape.numpy()]
     if value.shape is None:
         return None
-    return [size if isinstance(size, int) else None for size in value.shape]
+    # Paddle's exporter declares sizes that vary as -1.
+    return [size if isinstance(size, int) and size >= 0 else None for size in value.shape]
 
 
 def follow_view(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:

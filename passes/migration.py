@@ -29,7 +29,7 @@ from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage, stage_of
 from onnxq.graph.walk import site_name
-from onnxq.passes.channel_labels import FIXED, Ids, Leave, along
+from onnxq.passes.channel_labels import FIXED, Ids, Labels, Leave, along
 from onnxq.passes.channel_region import Options, Region
 from onnxq.passes.migration_rules import FACTORS_OF, follow_scale
 from onnxq.passes.migration_weights import ScaledWeights
@@ -93,6 +93,15 @@ class Migration:
     def axis(self, site: Site) -> int:
         """The axis of a reader's input along which its channels lie, from the end."""
         return self.region.readers[site]
+
+    def matrices(self) -> list[tuple[ir.Value, str, Labels]]:
+        """The weights of layers that take part, and where the channels lie in them.
+
+        Each comes with ``out``, when it gives the channels and is divided, or ``in``, when it
+        reads them and is multiplied.
+        """
+        weights = self.region.weights
+        return weights.matrices() if isinstance(weights, ScaledWeights) else []
 
     def pool(
         self, site: Site, values: npt.ArrayLike, over: np.ufunc = np.maximum

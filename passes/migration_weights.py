@@ -57,6 +57,19 @@ class ScaledWeights(Demands):
                         writers[use[0]] = None
         self.writers = tuple(writers)
 
+    def matrices(self) -> list[tuple[ir.Value, str, Labels]]:
+        """The weights that multiply: each with ``in`` or ``out`` and its channels; after `settle`.
+
+        Weights that only scale or shift, of norms and biases, are left out. The axes of the
+        labels are counted from the start of the stored weight.
+        """
+        found: dict[tuple[ir.Value, str], Labels] = {}
+        for weight, by_use in self._asked.items():
+            for roles in by_use.values():
+                for role in roles.keys() & {"in", "out"}:
+                    found[weight, role] = roles[role]
+        return [(weight, role, labels) for (weight, role), labels in found.items()]
+
     def scale(self, model: ir.Model, factors: Factors) -> None:
         """Multiply what reads the channels by ``factors``, divide what gives them.
 

@@ -28,6 +28,8 @@ _MODULES = (
     "untie_weights",
     "clean",
     "permute_channels",
+    "smooth_activations",
+    "equalize_layers",
     "calibrate",
     "insert_qdq",
     "quantize_activations",
