@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from onnxq.errors import MissingDependency, OnnxqError, UnsupportedGraph
 from onnxq.runtime.closing import Closing
+from onnxq.runtime.operators import register_operators
 
 Shape = tuple[int | str | None, ...]
 
@@ -106,6 +107,7 @@ def open_session(
     extra_outputs: Sequence[str] = (),
     shapes_first: bool = False,
     lean: bool = False,
+    custom_ops: bool | None = None,
 ) -> Session:
     """Load a model into ONNX Runtime on the CPU.
 
@@ -118,6 +120,9 @@ def open_session(
             not be kept for them; otherwise the runtime may run them last of all.
         lean: idle threads sleep instead of spinning, and memory goes back to the system as soon as
             it is free: for sessions that take turns with other work and whose outputs are kept.
+        custom_ops: load the kernels of onnxq's own operators where they are built; False runs
+            these operators by the functions in the model; None loads them unless the environment
+            says ``ONNXQ_CUSTOM_OPS=0``.
 
     Raises:
         UnsupportedGraph: the runtime does not take the model; its message is kept.
@@ -136,6 +141,7 @@ def open_session(
     if lean:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_cpu_mem_arena = False
+    register_operators(options, custom_ops)
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with contextlib.ExitStack() as cleanup:

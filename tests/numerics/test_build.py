@@ -42,10 +42,9 @@ def test_kernels_run_clean_under_sanitizers(sanitizers, tmp_path):
         ["cmake", "--build", str(tmp_path), "-j", "2"], capture_output=True, text=True, check=False
     )
     assert built.returncode == 0, built.stdout + built.stderr
-    ran = subprocess.run(
-        [str(tmp_path / "onnxq_kernels_test")], capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 0, ran.stderr[-4000:]
+    for driver in ("onnxq_kernels_test", "onnxq_hadamard_test"):
+        ran = subprocess.run([str(tmp_path / driver)], capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr[-4000:]
 
 
 @needs_cmake
