@@ -101,11 +101,12 @@ def _measured(
     window: int,
     limit: int,
 ) -> list[Pair]:
-    from onnxq.calibration import open_data
+    from onnxq.calibration import open_data, tokenizer_beside
     from onnxq.graph import find_sites, load
     from onnxq.passes.site_outliers import measure_outliers, pair_sites
 
     before = load(model)
+    tokenizer = tokenizer or tokenizer_beside(model)
     opened = open_data(data, before, tokenizer=tokenizer, length=window, limit=limit)
     samples = list(itertools.islice(iter(opened), limit))
     sites = find_sites(before)

@@ -23,10 +23,8 @@ from onnxq.runtime import random_samples
 Check = Literal["auto", "off"]
 
 _SAMPLES_CHECKED = 2
-"""Inputs each promise is checked on: the first of the calibration data, or random ones."""
-
-_SAMPLES_MEASURED = 4
-"""Calibration samples that outliers are measured on."""
+"""Inputs each promise is checked on, the first of the calibration data or random ones; and, of the
+data, outliers are measured on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,7 +153,7 @@ def _watch(recipe: Recipe, samples: Samples | None) -> OutlierWatch | None:
     """What measures outliers, when a pass of the recipe moves them."""
     if not any(step.moves_outliers for step in recipe.steps):
         return None
-    return OutlierWatch(list(itertools.islice(iter(samples or ()), _SAMPLES_MEASURED)))
+    return OutlierWatch(list(itertools.islice(iter(samples or ()), _SAMPLES_CHECKED)))
 
 
 def _run_step(

@@ -29,9 +29,8 @@ __all__ = ["OutlierShift", "OutlierWatch", "SiteOutliers", "measure_outliers", "
 
 _FIGURES = ("max_to_rms", "row_max_to_rms", "kurtosis", "qsur")
 
-_WEIGHT_ENTRIES = 1 << 22
-"""Of larger weights evenly spaced rows are measured: the figures of a head of 28 million entries
-are known as well from 4 million."""
+_WEIGHT_ENTRIES = 1 << 18
+"""Of larger weights evenly spaced rows are measured: figures of rows are known well from these."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +109,8 @@ def _figure(site: SiteOutliers, what: str, figure: str) -> float | None:
 class OutlierWatch:
     """Measures around passes that move outliers; what one left is what the next one finds.
 
+    QSUR is measured up to 1024 channels: on the few samples of a check there are no more tokens.
+
     Args:
         samples: a few model inputs to measure activations on; empty measures the weights alone.
     """
@@ -137,7 +138,7 @@ class OutlierWatch:
 
     def _measured(self, model: ir.Model) -> dict[str, SiteOutliers] | str:
         try:
-            return measure_outliers(model, self._samples)
+            return measure_outliers(model, self._samples, qsur_columns=1024)
         except OnnxqError as error:
             return f"outliers were not measured: {error}"
 
@@ -162,6 +163,7 @@ def measure_outliers(
     samples: Sequence[Mapping[str, np.ndarray]],
     *,
     sites: Iterable[Site] | None = None,
+    qsur_columns: int = QSUR_COLUMNS,
     threads: int | None = None,
 ) -> dict[str, SiteOutliers]:
     """The outliers of each site's activation and weight, by site name.
@@ -170,6 +172,7 @@ def measure_outliers(
         model: left as it is.
         samples: model inputs by name; empty measures the weights alone.
         sites: sites of ``model``; all that multiply by a weight when None.
+        qsur_columns: channels up to which QSUR is measured, at most `QSUR_COLUMNS`.
         threads: threads of the runtime; None leaves the choice to it.
 
     Raises:
@@ -183,7 +186,7 @@ def measure_outliers(
         for site in chosen
         if site.name not in reasons and site.input is not None
     }
-    meters = ActivationMeters(axes.values())
+    meters = ActivationMeters(axes.values(), qsur_columns)
     if samples:
         visit_values(model, meters.names, samples, meters, threads=threads)
     found = {}
@@ -221,8 +224,9 @@ class ActivationMeters(Visitor):
         roots: the root mean square of each channel, by (value, axis).
     """
 
-    def __init__(self, wanted: Iterable[tuple[str, int]]) -> None:
-        """Watch each (name of a value, axis of its channels)."""
+    def __init__(self, wanted: Iterable[tuple[str, int]], qsur_columns: int) -> None:
+        """Watch each (name of a value, axis of its channels); QSUR up to so many channels."""
+        self._qsur_columns = qsur_columns
         self._axes: dict[str, list[int]] = {}
         for name, axis in dict.fromkeys(wanted):
             self._axes.setdefault(name, []).append(axis)
@@ -238,7 +242,8 @@ class ActivationMeters(Visitor):
             moved = np.moveaxis(array, axis if array.ndim > 1 else -1, -1)
             key = name, axis
             if key not in self._meters:
-                self._meters[key] = OutlierMeter(moved.shape[-1])
+                columns = moved.shape[-1]
+                self._meters[key] = OutlierMeter(columns, wants_qsur=columns <= self._qsur_columns)
             self._meters[key].add(moved.reshape(-1, moved.shape[-1]))
 
     def finish(self, name: str) -> None:
@@ -252,7 +257,7 @@ class ActivationMeters(Visitor):
     def held_bytes(self, name: str, shape: tuple[int, ...]) -> int:
         """The second moments."""
         sizes = [shape[axis] for axis in self._axes[name] if -len(shape) <= axis < len(shape)]
-        return sum(8 * size * size for size in sizes if size <= QSUR_COLUMNS)
+        return sum(8 * size * size for size in sizes if size <= self._qsur_columns)
 
 
 def _of_weight(site: Site) -> Outliers | None:

@@ -101,7 +101,7 @@ def test_the_report_keeps_every_site_and_a_summary(model, samples):
         row["activation"]["before"]["row_max_to_rms"] for row in found["sites"]
     )
     assert first["before"]["qsur"] < first["after"]["qsur"] <= 0
-    assert first["before"]["rows"] == 4 * 20
+    assert first["before"]["rows"] == 2 * 20
 
 
 def test_other_passes_and_unchecked_runs_measure_nothing(model, samples):
