@@ -126,7 +126,7 @@ class Pass(abc.ABC):
     """The stage the model has reached afterwards; None leaves it as it was."""
     moves_outliers: ClassVar[bool] = False
     """Whether it changes how activations or weights are spread over channels: the runner then
-    measures outliers before and after it."""
+    measures outliers before and after it, as it does for every pass that gives TRANSFORMED."""
 
     @property
     def needs_samples(self) -> bool:

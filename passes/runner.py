@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxq.errors import CalibrationError, OnnxqError
 from onnxq.graph import check_finite
-from onnxq.graph.stage import check_stage, clone_model, mark_stage, require_stage
+from onnxq.graph.stage import Stage, check_stage, clone_model, mark_stage, require_stage
 from onnxq.passes.base import Context, Pass, PassReport, Progress, Samples, no_progress
 from onnxq.passes.promise import Kept, PromiseKeeper
 from onnxq.passes.recipe import Recipe
@@ -151,9 +151,13 @@ def _inputs(model: ir.Model, samples: Samples | None) -> list[Mapping[str, np.nd
 
 def _watch(recipe: Recipe, samples: Samples | None) -> OutlierWatch | None:
     """What measures outliers, when a pass of the recipe moves them."""
-    if not any(step.moves_outliers for step in recipe.steps):
+    if not any(_moves_outliers(step) for step in recipe.steps):
         return None
     return OutlierWatch(list(itertools.islice(iter(samples or ()), _SAMPLES_CHECKED)))
+
+
+def _moves_outliers(step: Pass) -> bool:
+    return step.moves_outliers or step.gives_stage is Stage.TRANSFORMED
 
 
 def _run_step(
@@ -165,7 +169,7 @@ def _run_step(
 ) -> StepResult:
     who = step.key()
     require_stage(model, step.needs_stage, who)
-    if watch is not None and step.moves_outliers:
+    if watch is not None and _moves_outliers(step):
         watch.before(model)
     start = time.perf_counter()
     try:
@@ -181,7 +185,7 @@ def _run_step(
     kept = keeper.check(who, step.promise, model) if keeper and report.modified else None
     outliers = None
     if watch is not None and report.modified:
-        if step.moves_outliers:
+        if _moves_outliers(step):
             outliers = watch.after(model)
         else:
             watch.forget()

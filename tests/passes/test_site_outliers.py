@@ -10,6 +10,7 @@ import pytest
 from onnxq.calibration import values as calibration_values
 from onnxq.errors import UnsupportedGraph
 from onnxq.graph import find_sites, read_weight, replace_weight
+from onnxq.graph.stage import Stage
 from onnxq.passes import runner
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.recipe import Recipe
@@ -108,6 +109,8 @@ def test_other_passes_and_unchecked_runs_measure_nothing(model, samples):
     quiet = dataclasses.make_dataclass("Quiet", [], bases=(Level,), frozen=True)
     quiet.moves_outliers = False
     assert run_recipe(model, recipe(quiet()), samples=samples).steps[0].outliers is None
+    quiet.gives_stage = Stage.TRANSFORMED  # transforms are always measured
+    assert run_recipe(model, recipe(quiet()), samples=samples).steps[0].outliers is not None
     unchecked = run_recipe(model, recipe(Level()), samples=samples, check="off")
     assert unchecked.steps[0].outliers is None
 
