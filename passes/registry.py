@@ -30,6 +30,7 @@ _MODULES = (
     "permute_channels",
     "smooth_activations",
     "equalize_layers",
+    "flatten_affine",
     "calibrate",
     "insert_qdq",
     "quantize_activations",

@@ -1,0 +1,253 @@
+"""Move the scale of activation channels into the weights that read them.
+
+For a linear site and positive factors s, one for each input channel::
+
+    y = W x = (W diag(s)) (diag(1/s) x)
+
+The channels of x that are far larger than the others, and make the steps of a quantizer coarse for
+all of them, become alike; the columns of W take what they lose. diag(1/s) costs nothing, because it
+is folded into what gives x (`onnxq.passes.migration`): the scale and bias of a norm, the rows of
+the layer before, through the product of a gated MLP and through attention. Sites that read one
+activation, such as query, key and value, share their factors. How s is chosen:
+
+============  ====================================================================================
+objective     factors (see `onnxq.passes.smoothing_factors` for the algebra)
+============  ====================================================================================
+smoothquant   max|x_j|^α / max|w_j|^(1−α); α given, or of each activation the one that makes the
+              output error least, with weights and activations rounded (Xiao et al.,
+              arXiv:2211.10438)
+gain          √(√E[x_j²] / ‖w_j‖), the least expected error in closed form (after PTQ4ARVG, Liu et
+              al., arXiv:2601.21238)
+percentile    max(1, max|x_j| / t): only what is beyond a percentile t of the peaks is moved (DGQ,
+              Zhang et al., arXiv:2310.04836)
+awq           E|x_j|^β; β given, or that of the least output error with only the weights rounded
+              (Lin et al., arXiv:2306.00978): important columns become large, and are rounded finely
+============  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.calibration import walk_sites
+from onnxq.calibration.channel_profile import ChannelProfile, profile_channels
+from onnxq.calibration.samples import Samples
+from onnxq.calibration.site_statistics import unreachable_sites
+from onnxq.errors import CalibrationError, RecipeError
+from onnxq.formats import parse_format
+from onnxq.graph.sites import Site
+from onnxq.graph.stage import Stage
+from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.migration import Migration, find_migrations, refuse_calibrated, scale_channels
+from onnxq.passes.smoothing_choice import (
+    Choice,
+    Objective,
+    Smoothing,
+    input_name,
+    searched_reading,
+)
+from onnxq.solvers.nearest import Search
+from onnxq.solvers.statistics import Statistics
+
+__all__ = ["SmoothActivations"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmoothActivations(Pass):
+    """Balance activations and weights channel by channel.
+
+    Matches: MatMul, Gemm and Conv whose input comes from a norm or another layer, with only what
+    commutes with positive factors between.
+    Writes: the same graph with other weights, norm scales and biases.
+    Leaves: activations that a graph output, an addition or a nonlinearity reads; tied and quantized
+    weights; bodies and functions; what no factors make better; each with its reason.
+
+    Attributes:
+        objective: how factors are chosen; see the module.
+        alpha: the exponent α of smoothquant (None: 0.5) or β of awq (None: ``search``), 0 to 1;
+            ``search`` tries ``steps`` + 1 of them for each activation.
+        percentile: of the peaks, for ``percentile``.
+        format: format of the weights that a search rounds to; give that of `quantize_weights`.
+        activation_bits: bits of the activations that a search rounds to; 0 leaves them in float.
+        granularity: of these: a step for each ``token``, or one for the whole ``tensor``.
+        search: how a search finds scales of weights, as in `quantize_weights`.
+        steps: candidates of a search, besides 0.
+        rows: rows of each activation that a search looks at; AWQ sees all of them, through H.
+        through_cache: also scale values that a key-value cache holds. The function of the tokens
+            is the same when the cache is only fed back; ``present`` outputs of values change.
+        sites: name patterns of the sites to look at.
+        exclude: name patterns of sites whose activation stays as it is.
+        samples: at most how many calibration samples are looked at, the first ones.
+    """
+
+    objective: Objective = "smoothquant"
+    alpha: float | Literal["search"] | None = None
+    percentile: float = 99.5
+    format: str = "int8_channel"
+    activation_bits: int = 8
+    granularity: Literal["token", "tensor"] = "token"
+    search: Search = "minmax"
+    steps: int = 20
+    rows: int = 512
+    through_cache: bool = False
+    sites: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    samples: int = 128
+
+    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
+    needs_stage: ClassVar[Stage] = Stage.PREPARED
+    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
+    moves_outliers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse what no model could be run with, before any work."""
+        parse_format(self.format)
+        if isinstance(self.alpha, float | int) and not 0.0 <= self.alpha <= 1.0:
+            raise RecipeError(f"alpha is {self.alpha}: it is an exponent between 0 and 1.")
+        if self.alpha is not None and self.objective in ("gain", "percentile"):
+            raise RecipeError(
+                f"alpha is the exponent of smoothquant and awq, and objective={self.objective!r} "
+                "has none: leave it out."
+            )
+        if not 0.0 < self.percentile <= 100.0:
+            raise RecipeError(f"percentile is {self.percentile}: it lies between 0 and 100.")
+        if self.activation_bits and not 2 <= self.activation_bits <= 16:
+            raise RecipeError(
+                f"activation_bits is {self.activation_bits}: give 2 to 16, or 0 for activations "
+                "that stay in float."
+            )
+        if self.steps < 1 or self.rows < 1 or self.samples < 1:
+            raise RecipeError("steps, rows and samples must be at least 1.")
+
+    @property
+    def needs_samples(self) -> bool:
+        """Always: it is the activations that are measured."""
+        return True
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise `UnsupportedGraph` when the model is calibrated or quantized already."""
+        refuse_calibrated(model, "smooth_activations")
+
+    def call(self, model: ir.Model, context: Context) -> PassReport:
+        """Find what can move, measure it, choose factors and fold them in.
+
+        Raises:
+            CalibrationError: there are no samples, or they do not fit the model.
+        """
+        if context.samples is None:
+            raise CalibrationError(
+                "smooth_activations balances weights with what flows through them, and the recipe "
+                "was run without data: give calibration samples."
+            )
+        found = find_migrations(model, through_cache=self.through_cache, wants=self._unwanted)
+        samples = Samples.of(context.samples, limit=self.samples)
+        how = self._smoothing()
+        profiles = self._profiles(model, found.found, samples, how)
+        if how.objective == "awq" and how.alpha is None:
+            choices = _by_moments(model, found.found, samples, how, profiles)
+        else:
+            choices = {}
+        reports = [SiteReport(site=name, reason=reason) for name, reason in found.refused.items()]
+        modified = False
+        # The last first: factors of a layer's rows are then known when its columns are measured.
+        for number, migration in enumerate(reversed(found.found)):
+            context.progress("smooth activations", number, len(found.found))
+            choice = choices.get(migration) or how.choose(migration, profiles)
+            if choice.factors is not None:
+                scale_channels(model, migration, choice.factors)
+                modified = True
+            for site in migration.readers:
+                reports.append(_report(site, migration, choice))
+        return PassReport(modified=modified, sites=tuple(reports))
+
+    def _smoothing(self) -> Smoothing:
+        alpha = self.alpha
+        if alpha is None and self.objective == "smoothquant":
+            alpha = 0.5
+        return Smoothing(
+            objective=self.objective,
+            alpha=None if alpha == "search" else alpha,
+            percentile=self.percentile,
+            fmt=parse_format(self.format),
+            activation_bits=self.activation_bits,
+            granularity=self.granularity,
+            search=self.search,
+            steps=self.steps,
+        )
+
+    def _unwanted(self, site: Site) -> str | None:
+        if any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.exclude):
+            return "the recipe excludes it"
+        if not any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.sites):
+            return "the recipe does not name it"
+        return None
+
+    def _profiles(
+        self,
+        model: ir.Model,
+        migrations: Sequence[Migration],
+        samples: Samples,
+        how: Smoothing,
+    ) -> dict[str, ChannelProfile]:
+        axes = {input_name(site): m.axis(site) for m in migrations for site in m.readers}
+        readings = {
+            input_name(site): tuple(
+                dict.fromkeys(
+                    reading
+                    for other in m.readers
+                    if other.input is site.input and (reading := searched_reading(other))
+                )
+            )
+            for m in migrations
+            for site in m.readers
+        }
+        rows = self.rows if how.searches_rows else 0
+        return profile_channels(
+            model, axes, samples, readings=readings if rows else None, rows=rows
+        )
+
+
+def _by_moments(
+    model: ir.Model,
+    migrations: Sequence[Migration],
+    samples: Samples,
+    how: Smoothing,
+    profiles: Mapping[str, ChannelProfile],
+) -> dict[Migration, Choice]:
+    """Factors of every migration, as soon as the moments of all its readers are known."""
+    of_site = {site: migration for migration in migrations for site in migration.readers}
+    choices = {
+        of_site[site]: Choice(factors=None, text=reason)
+        for site in of_site
+        if (reason := unreachable_sites(model, [site]).get(site.name) or _grouped(site))
+    }
+    moments: dict[Migration, dict[Site, np.ndarray]] = {}
+
+    def visit(site: Site, statistics: tuple[Statistics, ...]) -> None:
+        migration = of_site[site]
+        known = moments.setdefault(migration, {})
+        known[site] = statistics[0].hessian
+        if len(known) == len(migration.readers):
+            choices[migration] = how.choose_by_moments(migration, known, profiles)
+            del moments[migration]
+
+    wanted = [site for site, migration in of_site.items() if migration not in choices]
+    walk_sites(model, samples, wanted, visit, flow="one_shot")
+    return choices
+
+
+def _grouped(site: Site) -> str | None:
+    return f"{site.name!r} works on groups of channels" if site.groups > 1 else None
+
+
+def _report(site: Site, migration: Migration, choice: Choice) -> SiteReport:
+    if choice.factors is None:
+        return SiteReport(site=site.name, reason=choice.text)
+    into = sorted({producer.name for producer in migration.producers})
+    return SiteReport(site=site.name, note=f"{choice.text}, folded into {', '.join(into)}")
