@@ -115,6 +115,8 @@ def _multi_head(
 ) -> Result:
     if any(item is not None for item in rest) or call.wants(3):
         raise call.refusal("shared buffers, beams and scores as an output are not computed")
+    if key is None or value is None:
+        raise call.refusal("queries, keys and values in one tensor are not computed")
     heads = call.attribute("num_heads")
     q, k, v = _multi_head_inputs(query, key, value, bias, heads)
     if past_key is not None and past_value is not None:
@@ -130,23 +132,15 @@ def _multi_head(
 
 
 def _multi_head_inputs(
-    query: Tensor, key: Tensor | None, value: Tensor | None, bias: Tensor | None, heads: int
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if query.ndim == 5:  # [batch, sequence, heads, 3, size]
-        q, k, v = (query[:, :, :, i].transpose(1, 2) for i in range(3))
-    elif key is not None and key.ndim == 5:  # [batch, total, heads, 2, size]
-        q = split_heads(query, heads)
-        k, v = (key[:, :, :, i].transpose(1, 2) for i in range(2))
-    elif key is not None and value is not None:
-        q = split_heads(query, heads)
-        k, v = (x if x.ndim == 4 else split_heads(x, heads) for x in (key, value))
-    else:
-        raise ValueError("keys or values are missing")
+    q = split_heads(query, heads)
+    k, v = (x if x.ndim == 4 else split_heads(x, heads) for x in (key, value))
     if bias is None:
         return q, k, v
     sizes = [heads * q.shape[-1], heads * k.shape[-1], heads * v.shape[-1]]
     parts = [part.reshape(1, heads, 1, -1) for part in bias.split(sizes)]
-    if key is not None and key.ndim == 4:  # keys of cross attention come with theirs
+    if key.ndim == 4:  # keys of cross attention come with theirs
         return q + parts[0], k, v
     return q + parts[0], k + parts[1], v + parts[2]
 

@@ -14,13 +14,9 @@ import torch
 
 from onnxq.learning.operators.table import Call, Result, Tensor, operator
 from onnxq.learning.operators.types import integer_range, torch_type
+from onnxq.learning.quantizers import round_through
 
-__all__ = ["round_through"]
-
-
-def round_through(x: Tensor) -> Tensor:
-    """Round to nearest even; the gradient passes as if nothing had happened."""
-    return x + (torch.round(x) - x).detach()
+__all__: list[str] = []
 
 
 def _spread(call: Call, parameter: Tensor, like: Tensor) -> Tensor:
