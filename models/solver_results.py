@@ -11,17 +11,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import OnnxqError
-from onnxq.evaluate import compare_models
 from onnxq.graph import load
 from onnxq.models.registry import tasks
+from onnxq.models.result_cells import Feeds, distance, figure, keep, mean
 from onnxq.models.smollm2 import SmolLm2
 from onnxq.models.task import Task
 from onnxq.passes.base import SiteReport
@@ -60,9 +59,6 @@ GRID: Mapping[str, tuple[str, ...]] = {
     "efficientnet-lite0": ("int4_channel", "int3_channel"),
 }
 """The formats of each model: convolutions take one scale per channel."""
-
-_EMBEDDERS = frozenset({"minilm"})
-"""Models whose outputs are vectors: no probabilities, so no KL divergence."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,9 +99,9 @@ def measure_solvers(task: Task, work: Path, *, again: bool = False) -> dict[str,
         held_back = task.held_back(built)
         if again or not source.exists():
             samples = {role: len(given) for role, given in calibration.items()}
-            _keep(source, {"metrics": dict(task.evaluate(built)), "samples": samples})
+            keep(source, {"metrics": dict(task.evaluate(built)), "samples": samples})
         for cell in missing:
-            _keep(folder / cell.file, _measure(cell, built, calibration, held_back))
+            keep(folder / cell.file, _measure(cell, built, calibration, held_back))
     return finished_cells(task, work)
 
 
@@ -127,18 +123,11 @@ def finished_cells(task: Task, work: Path) -> dict[str, Any]:
     return found
 
 
-def _keep(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a finished measurement at once: a killed run leaves no half of one."""
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(value, indent=1, default=str))
-    unfinished.replace(path)
-
-
 def _measure(
     cell: _Cell,
     built: Mapping[str, Path],
-    calibration: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
-    held_back: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
+    calibration: Feeds,
+    held_back: Feeds,
 ) -> dict[str, Any]:
     settings = (f"format={cell.format}", *SOLVERS[cell.solver])
     recipe = load_recipe(
@@ -160,33 +149,11 @@ def _measure(
     return {
         "metric": metrics[cell.task.primary],
         "seconds": seconds,
-        "bits": _mean([site.bits for site in mine]),
-        "error": _mean([site.error for site in mine]),
-        "output_error": _mean([site.output_error for site in mine]),
-        **_distance(cell.task, built, models, held_back),
+        "bits": mean([site.bits for site in mine]),
+        "error": mean([site.error for site in mine]),
+        "output_error": mean([site.output_error for site in mine]),
+        **distance(cell.task, built, models, held_back),
     }
-
-
-def _distance(
-    task: Task,
-    built: Mapping[str, Path],
-    models: Mapping[str, ir.Model],
-    held_back: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
-) -> dict[str, float | None]:
-    """KL divergence of the scores and SQNR of the first output of the last file."""
-    role = list(built)[-1]
-    scores = () if task.name in _EMBEDDERS else None  # None: those that look like scores
-    compared = compare_models(built[role], models[role], held_back[role], scores=scores)
-    first = compared.outputs[0].deviation
-    found: dict[str, float | None] = {"sqnr_db": first.sqnr_db}
-    if first.kl is not None:
-        found["kl"] = first.kl
-    return found
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def solver_part(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -231,10 +198,10 @@ def solver_section(task: Task, found: Mapping[str, Any]) -> list[str]:
     ]
     for name in SOLVERS:
         rows = [found[fmt].get(name, {}) for fmt in formats]
-        values = [_number(row.get(key)) for row in rows for key in ("metric", second, "seconds")]
+        values = [figure(row.get(key)) for row in rows for key in ("metric", second, "seconds")]
         lines.append(f"| {name} | " + " | ".join(values) + " |")
-    bits = {fmt: _mean([row.get("bits") for row in found[fmt].values()]) for fmt in formats}
-    stored = ", ".join(f"`{fmt}` {_number(value)}" for fmt, value in bits.items())
+    bits = {fmt: mean([row.get("bits") for row in found[fmt].values()]) for fmt in formats}
+    stored = ", ".join(f"`{fmt}` {figure(value)}" for fmt, value in bits.items())
     lines += ["", f"Bits in the file for each weight, scales included: {stored}.", ""]
     refused = [
         f"- `{fmt}`, {name}: refused: {row['refused']}"
@@ -243,7 +210,3 @@ def solver_section(task: Task, found: Mapping[str, Any]) -> list[str]:
         if "refused" in row
     ]
     return [*lines, *refused, *([""] if refused else [])]
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, (int, float)) else "–"

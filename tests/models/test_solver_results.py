@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.graph import save
-from onnxq.models import results, solver_results
+from onnxq.models import result_cells, results, solver_results
 from onnxq.models.solver_results import (
     GRID,
     SOLVERS,
@@ -137,7 +137,7 @@ def test_cells_are_measured_once_and_the_data_lower_the_error(grid, tmp_path):
 
 def test_vectors_have_no_divergence(grid, monkeypatch, tmp_path):
     assert "kl" in measure_solvers(Tiny(), tmp_path / "scores")["int4_g32"]["GPTQ"]
-    monkeypatch.setattr(solver_results, "_EMBEDDERS", {"tiny"})
+    monkeypatch.setattr(result_cells, "_EMBEDDERS", {"tiny"})
     assert "kl" not in measure_solvers(Tiny(), tmp_path / "vectors")["int4_g32"]["GPTQ"]
 
 
