@@ -31,6 +31,7 @@ _MODULES = (
     "smooth_activations",
     "equalize_layers",
     "flatten_affine",
+    "split_low_rank",
     "calibrate",
     "insert_qdq",
     "quantize_activations",
