@@ -94,11 +94,15 @@ class PassReport:
         modified: whether it changed the model.
         sites: one row per site it looked at.
         notes: clauses on what happened otherwise than asked.
+        moved_outputs: outputs that hold something else now because the recipe asked for it, such
+            as a key-value cache whose channels are scaled or rotated: they are only ever fed back,
+            and the promise is not about them.
     """
 
     modified: bool
     sites: tuple[SiteReport, ...] = ()
     notes: tuple[str, ...] = ()
+    moved_outputs: tuple[str, ...] = ()
 
     @property
     def changed(self) -> tuple[SiteReport, ...]:

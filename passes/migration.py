@@ -29,6 +29,7 @@ from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage, stage_of
 from onnxq.graph.walk import site_name
+from onnxq.passes.channel_attention import ATTENTION
 from onnxq.passes.channel_labels import FIXED, Ids, Labels, Leave, along
 from onnxq.passes.channel_region import Options, Region
 from onnxq.passes.migration_rules import FACTORS_OF, follow_scale
@@ -82,6 +83,17 @@ class Migration:
         """``norm``, ``linear`` or ``factor`` when all producers are; else ``mixed``."""
         kinds = {producer.kind for producer in self.producers}
         return kinds.pop() if len(kinds) == 1 else "mixed"
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """Names of the model outputs through which a key-value cache shows divided values."""
+        nodes = dict.fromkeys(v.producer() for v in self.region.labels if v.producer() is not None)
+        shown = [
+            node.outputs[1 if node.op_type == "Attention" and node.domain else 2 :][:1]
+            for node in nodes
+            if node is not None and node.op_type in ATTENTION
+        ]
+        return tuple(v.name or "" for outs in shown for v in outs if v.is_graph_output())
 
     def channels(self, site: Site) -> Ids:
         """The factor of each input channel of a reader, int64 [channels]; -1 where it has none."""

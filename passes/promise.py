@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -58,20 +58,25 @@ class PromiseKeeper:
         self._before = clone_model(model)
         self._outputs = self._run(model)
 
-    def check(self, who: str, promise: Promise, model: ir.Model) -> Kept:
+    def check(
+        self, who: str, promise: Promise, model: ir.Model, *, moved: Collection[str] = ()
+    ) -> Kept:
         """Compare ``model`` with the state before, then make it the new state.
+
+        Outputs in ``moved`` are not compared: see `PassReport.moved_outputs`.
 
         Raises:
             BrokenPromise: naming the pass, the output and by how much.
         """
-        new = self._run(model)
+        after = self._run(model)
+        old, new = _without(self._outputs, moved), _without(after, moved)
         if promise is Promise.SAME_BITS:
-            _same_bits(who, self._outputs, new)
+            _same_bits(who, old, new)
         else:
-            _comparable(who, self._outputs, new)
-        error, db = _distance(self._outputs, new)
+            _comparable(who, old, new)
+        error, db = _distance(old, new)
         if promise is Promise.SAME_FUNCTION:
-            bound = self._bound()
+            bound = self._bound(moved)
             if not error <= bound:
                 raise BrokenPromise(
                     f"{who} promised the same function, but an output moved by {error:.3g} where "
@@ -83,20 +88,25 @@ class PromiseKeeper:
                 f"{who} left outputs no closer to the original than zeros (SQNR {db:.1f} dB): "
                 "use more bits, smaller groups, or exclude the sites that do not quantize."
             )
-        self._outputs, self._before, self._noise = new, clone_model(model), None
+        self._outputs, self._before, self._noise = after, clone_model(model), None
         return Kept(promise, error, db, len(self._samples))
 
     def _run(self, model: ir.Model, *, optimize: bool = False) -> Outputs:
         with open_session(model, optimize=optimize) as session:
             return [session.run(sample) for sample in self._samples]
 
-    def _bound(self) -> float:
+    def _bound(self, moved: Collection[str]) -> float:
+        before = _without(self._outputs, moved)
         if self._noise is None:
-            self._noise, _ = _distance(self._outputs, self._run(self._before, optimize=True))
-        largest = max(
-            (float(np.max(np.abs(a), initial=0.0)) for a in _floats(self._outputs)), default=0.0
-        )
+            again = self._run(self._before, optimize=True)
+            self._noise, _ = _distance(before, _without(again, moved))
+        largest = max((float(np.max(np.abs(a), initial=0.0)) for a in _floats(before)), default=0.0)
         return _SLACK * max(self._noise, _FLOOR * largest)
+
+
+def _without(outputs: Outputs, names: Collection[str]) -> Outputs:
+    """The outputs but those named."""
+    return [{key: a for key, a in sample.items() if key not in names} for sample in outputs]
 
 
 def _floats(outputs: Outputs) -> list[np.ndarray]:

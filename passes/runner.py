@@ -182,7 +182,9 @@ def _run_step(
     if step.gives_stage is not None:
         mark_stage(model, step.gives_stage)
     check_stage(model)
-    kept = keeper.check(who, step.promise, model) if keeper and report.modified else None
+    kept = None
+    if keeper is not None and report.modified:
+        kept = keeper.check(who, step.promise, model, moved=report.moved_outputs)
     outliers = None
     if watch is not None and report.modified:
         if _moves_outliers(step):

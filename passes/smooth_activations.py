@@ -154,7 +154,7 @@ class SmoothActivations(Pass):
         else:
             choices = {}
         reports = [SiteReport(site=name, reason=reason) for name, reason in found.refused.items()]
-        modified = False
+        modified, moved = False, list[str]()
         # The last first: factors of a layer's rows are then known when its columns are measured.
         for number, migration in enumerate(reversed(found.found)):
             context.progress("smooth activations", number, len(found.found))
@@ -162,9 +162,12 @@ class SmoothActivations(Pass):
             if choice.factors is not None:
                 scale_channels(model, migration, choice.factors)
                 modified = True
+                moved += migration.caches
             for site in migration.readers:
                 reports.append(_report(site, migration, choice))
-        return PassReport(modified=modified, sites=tuple(reports))
+        return PassReport(
+            modified=modified, sites=tuple(reports), moved_outputs=tuple(dict.fromkeys(moved))
+        )
 
     def _smoothing(self) -> Smoothing:
         alpha = self.alpha
