@@ -2,7 +2,8 @@
 
 Finished measurements are kept as JSON in a work folder, one file for each model and recipe, so an
 interrupted run goes on where it stopped and one figure can be measured again by deleting its file.
-The last part of the page, solvers by formats, is of `onnxq.models.solver_results`.
+The last parts of the page, solvers and transforms by formats, are of `onnxq.models.solver_results`
+and `onnxq.models.transform_results`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ from onnxq.models.solver_results import (
     solver_tasks,
 )
 from onnxq.models.task import Feeds, Metrics, Task
+from onnxq.models.transform_results import (
+    finished_transforms,
+    measure_transforms,
+    transform_part,
+    transform_tasks,
+)
 from onnxq.models.zoo import cache_folder
 from onnxq.passes.recipe import load_recipe
 from onnxq.passes.runner import run_recipe
@@ -59,22 +66,31 @@ def main() -> None:
         default="measure",
         help="measure what is missing of solvers by formats, or show what is finished",
     )
+    parser.add_argument(
+        "--transforms",
+        choices=("measure", "finished"),
+        default="measure",
+        help="measure what is missing of transforms by formats, or show what is finished",
+    )
     options = parser.parse_args()
     results = {}
     for name, task in tasks().items():
         if options.only and name not in options.only:
             continue
         results[name] = measure(task, options.work / name, again=options.again)
-    cells = {}
-    for name, task in solver_tasks().items():
-        if name not in results:
-            continue
-        is_there = "refused" not in results[name]["source"]
-        if is_there and options.solvers == "measure":
-            cells[name] = measure_solvers(task, options.work / name, again=options.again)
-        else:
-            cells[name] = finished_cells(task, options.work / name)
-    options.page.write_text(page(results, cells), encoding="utf-8")
+    parts: dict[str, dict[str, Any]] = {"solvers": {}, "transforms": {}}
+    for part, known, run, finished in (
+        ("solvers", solver_tasks(), measure_solvers, finished_cells),
+        ("transforms", transform_tasks(), measure_transforms, finished_transforms),
+    ):
+        for name in (name for name in known if name in results):
+            is_there = "refused" not in results[name]["source"]
+            if is_there and getattr(options, part) == "measure":
+                found = run(known[name], options.work / name, again=options.again)
+            else:
+                found = finished(known[name], options.work / name)
+            parts[part][name] = found
+    options.page.write_text(page(results, **parts), encoding="utf-8")
 
 
 def measure(task: Task, work: Path, *, again: bool = False) -> dict[str, Any]:
@@ -190,8 +206,12 @@ def _megabytes(paths: Any) -> float:
     return sum(file_bytes(path, load(path)) for path in paths) / 1e6
 
 
-def page(results: Mapping[str, Mapping[str, Any]], solvers: Mapping[str, Mapping[str, Any]]) -> str:
-    """The markdown page of all results, models by recipes and then solvers by formats."""
+def page(
+    results: Mapping[str, Mapping[str, Any]],
+    solvers: Mapping[str, Mapping[str, Any]],
+    transforms: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """The markdown page of all results: models by recipes, solvers, transforms by formats."""
     lines = [
         "# Results",
         "",
@@ -205,6 +225,7 @@ def page(results: Mapping[str, Mapping[str, Any]], solvers: Mapping[str, Mapping
     for name, result in results.items():
         lines += _section(name, result)
     lines += solver_part(solvers)
+    lines += transform_part(transforms)
     return "\n".join(lines) + "\n"
 
 

@@ -112,8 +112,8 @@ def test_the_page_says_how_much_calibration_the_cells_had():
 
 
 def test_the_part_is_the_last_of_the_page_and_absent_without_cells():
-    assert results.page({}, {"smollm2": made_up()}).count("## Solvers") == 1
-    assert "## Solvers" not in results.page({}, {"smollm2": {}})
+    assert results.page({}, {"smollm2": made_up()}, {}).count("## Solvers") == 1
+    assert "## Solvers" not in results.page({}, {"smollm2": {}}, {})
 
 
 @pytest.fixture

@@ -1,0 +1,184 @@
+"""Transforms by formats: one transform for a row, refusals as sentences, cells that stay."""
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxq.graph import save
+from onnxq.models import result_cells, results, transform_results
+from onnxq.models.task import Task
+from onnxq.models.transform_grid import FORMATS, ROTATIONS, TRANSFORMS, recipe_of
+from onnxq.models.transform_results import (
+    finished_transforms,
+    measure_transforms,
+    transform_part,
+    transform_section,
+    transform_tasks,
+)
+from onnxq.passes.registry import all_passes
+from onnxq.runtime import open_session
+
+rng = np.random.default_rng(0)
+LOUD = np.r_[np.float32(30), np.ones(63, np.float32)]
+
+
+class Tiny(Task):
+    """A norm with one loud channel and a layer, judged by how far its output moves."""
+
+    name = "tiny"
+    title = "One layer"
+    primary = "distance"
+    runs = 0
+
+    def build(self, folder):
+        model = ir.from_onnx_text(
+            '<ir_version: 10, opset_import: ["" : 23]>main (float[n, 64] x) => (float[n, 32] y) {'
+            "h = RMSNormalization<axis = -1>(x, g) y = MatMul(h, w) }"
+        )
+        weight = rng.standard_normal((64, 32)).astype(np.float32) / LOUD[:, None]
+        for node, array in zip(model.graph, (LOUD, weight), strict=True):
+            value = node.inputs[1]
+            value.const_value = ir.tensor(array, name=value.name)
+            value.shape, value.dtype = ir.Shape(array.shape), value.const_value.dtype
+            model.graph.register_initializer(value)
+            node.name = node.op_type
+        folder.mkdir(parents=True)
+        return {"model": save(model, folder / "model.onnx")}
+
+    def calibration(self, models):
+        draw = np.random.default_rng(1)
+        return {
+            "model": [{"x": draw.standard_normal((64, 64)).astype(np.float32)} for _ in range(4)]
+        }
+
+    def held_back(self, models):
+        return {"model": self.calibration(models)["model"][:1]}
+
+    def evaluate(self, models, *, source=None):
+        Tiny.runs += 1
+        if source is None:
+            return {"distance": 0.0}
+        feeds = self.held_back(models)["model"][0]
+        outputs = []
+        for one in (source["model"], models["model"]):
+            with open_session(one) as session:
+                outputs.append(session.run(feeds)["y"])
+        return {"distance": float(np.abs(outputs[0] - outputs[1]).mean())}
+
+
+@pytest.fixture
+def grid(monkeypatch):
+    rows = {"none": (), "smooth": TRANSFORMS["smooth"], "missing": (("rotate_everything", {}),)}
+    columns = {
+        "W8A8 token": FORMATS["minilm"]["W8A8 token"],
+        "W3": (("quantize_weights", {"format": "int3_g32"}),),
+    }
+    monkeypatch.setattr(transform_results, "TRANSFORMS", rows)
+    monkeypatch.setattr(transform_results, "FORMATS", {"tiny": columns})
+    monkeypatch.setattr(transform_results, "tasks", lambda: {"tiny": Tiny()})
+
+
+def test_smoothing_lowers_the_error_and_a_missing_pass_is_a_sentence(grid, tmp_path):
+    found = measure_transforms(Tiny(), tmp_path)
+    assert found["smooth"]["W8A8 token"]["metric"] < 0.5 * found["none"]["W8A8 token"]["metric"]
+    assert found["smooth"]["W8A8 token"]["sqnr_db"] > found["none"]["W8A8 token"]["sqnr_db"]
+    for cell in found["missing"].values():
+        assert cell["refused"].startswith("RecipeError: There is no pass 'rotate_everything'")
+
+
+def test_cells_are_measured_once_and_a_lost_one_alone(grid, tmp_path):
+    task = Tiny()
+    found = measure_transforms(task, tmp_path)
+    before = Tiny.runs
+    assert measure_transforms(task, tmp_path) == found
+    assert Tiny.runs == before
+    (tmp_path / "transforms" / "smooth-w3.json").unlink()
+    assert "W3" not in finished_transforms(task, tmp_path)["smooth"]
+    assert measure_transforms(task, tmp_path, rows=["none"])["smooth"].keys() == {"W8A8 token"}
+    assert measure_transforms(task, tmp_path)["smooth"]["W3"]["metric"] > 0
+    assert Tiny.runs == before + 1
+
+
+def test_a_transform_that_changed_nothing_is_no_figure(grid, monkeypatch, tmp_path):
+    idle = ("smooth_activations", {"exclude": ("*",)})
+    monkeypatch.setattr(transform_results, "TRANSFORMS", {"smooth": (idle,)})
+    cell = measure_transforms(Tiny(), tmp_path)["smooth"]["W3"]
+    assert cell["refused"].startswith("UnsupportedGraph: smooth_activations changed nothing: ")
+
+
+def test_a_format_that_refuses_leaves_the_others(grid, monkeypatch, tmp_path):
+    columns = {
+        "good": (("quantize_weights", {"format": "int3_g32"}),),
+        "bad": (("quantize_weights", {"solver_options": {"damping": 1}}),),
+        "worse": (("quantize_weights", {"bits": 3}),),
+    }
+    monkeypatch.setattr(transform_results, "FORMATS", {"tiny": columns})
+    row = measure_transforms(Tiny(), tmp_path, rows=["none"])["none"]
+    assert "metric" in row["good"]
+    assert "damping" in row["bad"]["refused"]
+    assert "does not take these options" in row["worse"]["refused"]
+
+
+def made_up():
+    row = {fmt: {"metric": 31.0, "kl": 0.1} for fmt in FORMATS["smollm2"]}
+    missing = {fmt: {"refused": "RecipeError: no such pass"} for fmt in FORMATS["smollm2"]}
+    return {
+        "source": {"metrics": {"perplexity": 28.95}, "samples": {"model": 32}},
+        **dict.fromkeys(TRANSFORMS, row),
+        "KLT R1": {fmt: {"metric": 30.0, "kl": 0.1} for fmt in FORMATS["smollm2"]},
+        "flat": missing,
+        "ost": missing,
+        "affine": {**row, "W8A8 static": {"refused": "CalibrationError: no range"}},
+    }
+
+
+def tables_of(lines):
+    tables = [[]]
+    for line in lines:
+        if line[:1] == "|":
+            tables[-1].append([cell.strip() for cell in line.split("|")[1:-1]])
+        elif tables[-1]:
+            tables.append([])
+    return tables
+
+
+def test_a_row_a_transform_a_column_a_format():
+    first, second, *_ = tables_of(transform_section(transform_tasks()["smollm2"], made_up()))
+    assert [row[0] for row in first[2:]] == list(TRANSFORMS)
+    assert first[0][1:] == list(FORMATS["smollm2"])
+    assert first[2][1] == "31 (0.1)"
+    assert [row[0] for row in second[2:]] == list(ROTATIONS)
+    assert second[2][1] == "30 / 31"
+
+
+def test_refusals_are_dashes_and_each_reason_is_told_once():
+    lines = transform_section(transform_tasks()["smollm2"], made_up())
+    rows = {row[0]: row[1:] for row in tables_of(lines)[0]}
+    assert set(rows["flat"]) == {"–"}
+    assert "- flat; ost: RecipeError: no such pass" in lines
+    assert "- affine in W8A8 static: CalibrationError: no range" in lines
+
+
+def test_the_part_ends_the_page_and_is_absent_without_cells():
+    assert results.page({}, {}, {"smollm2": made_up()}).count("## Transforms") == 1
+    assert "## Transforms" not in results.page({}, {}, {"smollm2": {}})
+    assert transform_part({}) == []
+
+
+def test_every_row_and_column_takes_the_options_of_its_passes():
+    known = all_passes()
+    for name, rows in TRANSFORMS.items():
+        recipe_of(name, [row for row in rows if row[0] in known])
+    for columns in FORMATS.values():
+        for name, rows in columns.items():
+            recipe_of(name, rows)
+    assert set(transform_tasks()) == set(FORMATS)
+
+
+def test_a_half_written_cell_is_no_cell(tmp_path):
+    path = tmp_path / "folder" / "cell.json"
+    result_cells.keep(path, {"metric": 1.0})
+    assert json.loads(path.read_text()) == {"metric": 1.0}
+    assert [one.name for one in path.parent.iterdir()] == ["cell.json"]
