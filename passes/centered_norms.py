@@ -1,0 +1,102 @@
+"""The pieces of centering: rows without their mean, and a LayerNorm written as RMSNorm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.graph.names import unique_value_name
+from onnxq.graph.opset import opset_of
+from onnxq.graph.weight_source import stored_weight
+from onnxq.graph.weights import add_weight, read_weight
+from onnxq.passes.channel_weights import drop_unread
+from onnxq.passes.match import home_of, import_domain
+from onnxq.passes.rotation_bridges import insert_behind
+
+__all__ = ["centering_bridge", "to_rms_norm", "without_mean"]
+
+Array = npt.NDArray[Any]
+
+_AXES_ARE_INPUTS = 18
+"""Opset since which ReduceMean takes its axes as an input."""
+
+
+def without_mean(rows: Array) -> Array:
+    """Rows M x = x − mean(x), ``[..., channels]`` float64."""
+    centered: Array = rows - rows.mean(axis=-1, keepdims=True)
+    return centered
+
+
+def centering_bridge(model: ir.Model, value: ir.Value, axis: int, inwards: bool) -> ir.Value:
+    """Subtract the mean over channels as the model runs; returns what is left."""
+    if opset_of(model) < _AXES_ARE_INPUTS:
+        mean = ir.node("ReduceMean", [value], {"axes": [axis], "keepdims": 1})
+    else:
+        home = home_of(model, value.producer() or next(iter(value.consumers())))
+        axes = np.array([axis], np.int64)
+        given = add_weight(home, "channels", shape=[1], dtype=ir.DataType.INT64, compute=axes)
+        mean = ir.node("ReduceMean", [value, given], {"keepdims": 1})
+    name = f"{value.name}_mean"
+    average = insert_behind(model, value, mean, "mean")
+    average.shape = None
+    result = insert_behind(model, average, ir.node("Sub", [value, average]), "centered")
+    result.name, result.shape = unique_value_name(model.graph, f"{name}_free"), value.shape
+    return result
+
+
+def to_rms_norm(model: ir.Model, node: ir.Node, *, standard: bool) -> None:
+    """Write a LayerNorm or Skip LayerNorm of a centered stream as the RMS norm it is.
+
+    Args:
+        model: the model the node is in.
+        node: of the last axis; only its result and its sum are read.
+        standard: write RMSNormalization of opset 23, where there is one.
+    """
+    skip = node.op_type == "SkipLayerNormalization"
+    at = 3 if skip else 2
+    bias = node.inputs[at] if len(node.inputs) > at else None
+    added = node.inputs[4] if skip and len(node.inputs) > 4 else None
+    if bias is not None and not _is_zero(bias):
+        _add_behind(node, bias)
+    inputs = [*node.inputs[:at], added] if skip else list(node.inputs[:2])
+    if added is None and skip:
+        inputs = inputs[:at]
+    node.resize_inputs(len(inputs))
+    for index, value in enumerate(inputs):
+        node.replace_input_with(index, value)
+    drop_unread(bias)
+    if skip:
+        node.op_type = "SkipSimplifiedLayerNormalization"
+        return
+    node.resize_outputs(1)
+    node.op_type = "RMSNormalization" if standard else "SimplifiedLayerNormalization"
+    if not standard:
+        import_domain(model, node)
+
+
+def _is_zero(bias: ir.Value) -> bool:
+    stored = stored_weight(bias)
+    return stored is not None and not read_weight(stored).any()
+
+
+def _add_behind(node: ir.Node, bias: ir.Value) -> None:
+    graph, output = node.graph, node.outputs[0]
+    if graph is None:
+        return
+    add = ir.node("Add", [output, bias])
+    result = add.outputs[0]
+    result.dtype, result.shape = output.dtype, output.shape
+    result.name = unique_value_name(graph, f"{output.name}_unshifted")
+    add.name = result.name
+    for use in tuple(output.uses()):
+        if use.node is not add:
+            use.node.replace_input_with(use.idx, result)
+    if output.is_graph_output() and isinstance(graph, ir.Graph):
+        output.name, result.name = result.name, output.name
+        for index, value in enumerate(graph.outputs):
+            if value is output:
+                graph.outputs[index] = result
+    graph.insert_after(node, add)
