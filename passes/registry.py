@@ -32,6 +32,7 @@ _MODULES = (
     "equalize_layers",
     "flatten_affine",
     "split_low_rank",
+    "insert_online_hadamard",
     "calibrate",
     "insert_qdq",
     "quantize_activations",

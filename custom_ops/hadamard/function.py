@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxq.custom_ops.functions import DOMAIN, add_function
 from onnxq.errors import UnsupportedGraph
+from onnxq.graph.names import unique_value_name
 from onnxq.graph.weights import add_weight
 from onnxq.numerics.hadamard import core_matrix, factor_size
 
@@ -122,7 +123,8 @@ def hadamard_node(model: ir.Model, value: ir.Value, size: int, *, name: str) -> 
     factor = _factor(model, size, dtype)
     node = ir.node(HADAMARD, [value, factor], {"size": size}, domain=DOMAIN, name=name)
     output = node.outputs[0]
-    output.name, output.type, output.shape = f"{name}_output", value.type, value.shape
+    output.name = unique_value_name(model.graph, f"{name}_output")
+    output.type, output.shape = value.type, value.shape
     return node
 
 

@@ -1,0 +1,140 @@
+"""Rotation of queries and keys inside an attention block: where it goes, and when it cannot."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxq.custom_ops.hadamard import hadamard_node, is_hadamard
+from onnxq.graph.attention import AttentionBlock
+from onnxq.graph.weight_source import scalar
+from onnxq.numerics.hadamard import factor_size
+from onnxq.passes.base import SiteReport
+from onnxq.passes.rotary_outside import take_rotary_out
+
+__all__ = ["rotate_attention"]
+
+_SEPARATE = frozenset(["GroupQueryAttention", "MultiHeadAttention", "Attention"])
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_PAST_KEY = {"GroupQueryAttention": 3, "MultiHeadAttention": 6, "Attention": 4}
+
+Operand = tuple[ir.Node, int]
+"""A node and the input of it that is to be rotated along its last axis."""
+
+
+def rotate_attention(model: ir.Model, block: AttentionBlock, *, rotate_cache: bool) -> SiteReport:
+    """Rotate the queries and keys of one block, or say why not; nothing is half done.
+
+    Args:
+        model: edited in place.
+        block: one of its attention blocks.
+        rotate_cache: whether keys that are cached may be rotated.
+    """
+    inner = block.node.graph is not model.graph
+    operands = "it is inside a body or function" if inner else _operands(block)
+    if isinstance(operands, str):
+        return SiteReport(site=block.name, reason=operands)
+    cached = _is_cached(block)
+    if cached and not rotate_cache:
+        reason = "its keys go to a cache, which would hold them rotated: set rotate_cache"
+        return SiteReport(site=block.name, reason=reason)
+    width = _width(block, operands[0][0].inputs[operands[0][1]])
+    if width is None:
+        return SiteReport(site=block.name, reason="the size of its heads is not in the graph")
+    if block.kind == "GroupQueryAttention":
+        left = take_rotary_out(model, block.node, width)
+        if left is not None:
+            return SiteReport(site=block.name, reason=left)
+    for role, (node, index) in zip(("query", "key"), operands, strict=True):
+        value = node.inputs[index]
+        if value is None:  # `_operands` and `take_rotary_out` see to it
+            continue
+        new = hadamard_node(model, value, width, name=f"{block.node.name}_{role}_hadamard")
+        if node.graph is not None:
+            node.graph.insert_before(node, new)
+        node.replace_input_with(index, new.outputs[0])
+    note = f"queries and keys are rotated by {factor_size(width)}"
+    return SiteReport(site=block.name, note=note + (", in the cache too" if cached else ""))
+
+
+def _operands(block: AttentionBlock) -> tuple[Operand, Operand] | str:
+    """What to rotate, or why it cannot be."""
+    found = _fused_operands(block) if block.kind != "decomposed" else _written_operands(block)
+    if isinstance(found, str):
+        return found
+    for node, index in found:
+        value = node.inputs[index]
+        if value is not None and is_hadamard(value.producer()):
+            return "its queries and keys are rotated already"
+        if value is not None and value.dtype not in _FLOATS:
+            kind = "of unknown type" if value.dtype is None else value.dtype.name
+            return f"its {value.name!r} is {kind}, not float32 or float16"
+    return found
+
+
+def _fused_operands(block: AttentionBlock) -> tuple[Operand, Operand] | str:
+    node = block.node
+    if block.kind not in _SEPARATE or (block.kind == "Attention" and node.domain != ""):
+        return f"{block.kind} projects queries and keys inside, where nothing can be inserted"
+    if node.inputs[0] is None:
+        return "it has no queries"
+    has_key = len(node.inputs) > 1 and node.inputs[1] is not None
+    if block.kind == "MultiHeadAttention":
+        if not has_key:
+            return "its queries, keys and values are packed in one input"
+        if len(node.inputs) > 3 and node.inputs[3] is not None:
+            return "it adds biases to queries and keys inside, behind the place for a rotation"
+        if len(node.inputs) < 3 or node.inputs[2] is None:
+            return "its keys and values are packed in one input"
+    if block.kind == "GroupQueryAttention":
+        kind = node.attributes.get("k_quant_type")
+        if kind is not None and kind.as_string() != "NONE":
+            return "its key cache is quantized with scales of unrotated keys"
+    return (node, 0), (node, 1)
+
+
+def _written_operands(block: AttentionBlock) -> tuple[Operand, Operand] | str:
+    """The MatMul of the scores, and the Transpose that turns the keys."""
+    scores = block.scores
+    if scores is None or scores.op_type != "MatMul":
+        return "its scores are no plain product of queries and keys"
+    turning = _turned_by(scores.inputs[1])
+    if turning is not None:
+        return (scores, 0), (turning, 0)
+    return "its keys are not turned by a Transpose right before the product with the queries"
+
+
+def _turned_by(value: ir.Value | None) -> ir.Node | None:
+    """The Transpose that makes channels the last axis but one, over factors that are one number."""
+    node = None if value is None else value.producer()
+    while node is not None and len(node.outputs[0].uses()) == 1:  # nobody else reads what is turned
+        inner = node.inputs[0]
+        if node.op_type == "Transpose" and inner is not None:
+            perm = node.attributes.get("perm")
+            order = [] if perm is None else list(perm.as_ints())
+            return node if len(order) > 1 and order[-2] == len(order) - 1 else None
+        if node.op_type not in ("Mul", "Div") or scalar(node.inputs[1]) is None or inner is None:
+            return None
+        node = inner.producer()
+    return None
+
+
+def _width(block: AttentionBlock, value: ir.Value | None) -> int | None:
+    """Channels of one head of the queries; None when it is not known."""
+    dims = () if value is None or value.shape is None else value.shape.dims
+    last = dims[-1] if dims else None
+    if len(dims) >= 4 or block.kind == "decomposed":
+        return last if isinstance(last, int) else block.head_dim
+    if block.heads and isinstance(last, int) and block.kind != "GroupQueryAttention":
+        return last // block.heads
+    return block.head_dim
+
+
+def _is_cached(block: AttentionBlock) -> bool:
+    """Whether keys come from a cache, or leave the block for one."""
+    if block.kind == "decomposed":
+        return False  # the place is behind the cache
+    node, past = block.node, _PAST_KEY[block.kind]
+    given = len(node.inputs) > past and node.inputs[past] is not None
+    present = node.outputs[1] if len(node.outputs) > 1 else None
+    kept = present is not None and (bool(present.uses()) or present.is_graph_output())
+    return given or kept

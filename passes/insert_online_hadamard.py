@@ -1,0 +1,183 @@
+"""Rotate activations as they flow, where no rotation can be folded into the weights before them.
+
+With H orthogonal, x W = (x H)(Hᵀ W): large channels of x are spread over all of them before they
+are rounded. Two places have a nonlinearity in front that a folded rotation would not pass::
+
+    r4   down(act(gate(x)) · up(x)):   h → Hadamard(h),   W_down → Hᵀ W_down
+    r3   softmax(q kᵀ) after rotary embedding:   q → Hadamard(q),   k → Hadamard(k), head by head,
+         because (q H)(k H)ᵀ = q kᵀ
+
+H is the rotation of `onnxq.numerics.hadamard` for the width: a Hadamard matrix / √n where one is
+known. The node is ``onnxq.Hadamard`` (`onnxq.custom_ops.hadamard`), which every runtime can run and
+which takes O(log n) additions for each number where the library of kernels is loaded.
+
+Sources: QuaRot (Ashkboos et al., arXiv:2404.00456) rotates both places online; the names R3 and R4
+are those of SpinQuant (Liu et al., arXiv:2405.16406).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.custom_ops.hadamard import hadamard_node, is_hadamard
+from onnxq.errors import RecipeError
+from onnxq.graph.attention import AttentionBlock
+from onnxq.graph.names import names_held
+from onnxq.graph.opset import ensure_opset, infer_shapes
+from onnxq.graph.sites import Site
+from onnxq.graph.stage import Stage
+from onnxq.graph.topology import Topology
+from onnxq.graph.weights import read_weight, replace_weight, weight_tensor
+from onnxq.numerics.hadamard import factor_size, fast_apply
+from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.channel_labels import Labels
+from onnxq.passes.hadamard_attention import rotate_attention
+from onnxq.passes.migration import refuse_calibrated
+from onnxq.passes.rotation_weights import turned
+
+__all__ = ["InsertOnlineHadamard"]
+
+Place = Literal["r3", "r4"]
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_OPSET = 15
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InsertOnlineHadamard(Pass):
+    """Put a Hadamard rotation before the last layer of each MLP, and behind q and k.
+
+    Matches: MatMul and Gemm that end a feed-forward block, plain or gated; the queries and keys
+        of Attention, MultiHeadAttention and GroupQueryAttention (whose rotary embedding is taken
+        out of it, into nodes of its own), and of attention written out as MatMul and Softmax.
+    Writes: ``onnxq.Hadamard`` nodes with the function that defines them; the weight behind a
+        rotated MLP activation, multiplied by Hᵀ.
+    Leaves: weights that are shared, computed or quantized; activations that are rotated already,
+        or of another type than float32 and float16; keys that go to a cache, unless
+        ``rotate_cache``; attention that projects or adds biases inside; bodies and functions.
+
+    Attributes:
+        which: the places: ``r4`` before the last layer of MLPs, ``r3`` behind q and k.
+        sites: name patterns: for r4 of the last layers, for r3 of the attention operators.
+        exclude: name patterns of what is left as it is.
+        rotate_cache: also rotate keys that a key-value cache holds. The function of the tokens is
+            the same when the cache is only fed back, but ``present`` outputs then hold rotated
+            keys, so the promise cannot be checked: run with checks off.
+    """
+
+    which: tuple[Place, ...] = ("r3", "r4")
+    sites: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    rotate_cache: bool = False
+
+    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
+    needs_stage: ClassVar[Stage] = Stage.PREPARED
+    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
+
+    def requires(self, model: ir.Model) -> None:
+        """Refuse a model that is calibrated or quantized, and places that do not exist.
+
+        Raises:
+            UnsupportedGraph: the model is calibrated or later.
+            RecipeError: ``which`` names nothing, or something else than r3 and r4.
+        """
+        refuse_calibrated(model, self.key())
+        if not self.which or set(self.which) - {"r3", "r4"}:
+            raise RecipeError(
+                f"insert_online_hadamard.which is {list(self.which)}: give 'r3', 'r4' or both."
+            )
+
+    def call(self, model: ir.Model, context: Context) -> PassReport:
+        """Insert in place; every MLP and attention block gets a row in the report."""
+        ensure_opset(model, _OPSET)
+        infer_shapes(model)
+        topology = Topology(model)
+        rows: list[SiteReport] = []
+        with names_held(model.graph):
+            if "r4" in self.which:
+                rows += [self._at_mlp(model, topology, site) for site in _last_layers(topology)]
+            if "r3" in self.which:
+                rows += [self._at_attention(model, block) for block in topology.attention]
+        return PassReport(modified=any(row.reason is None for row in rows), sites=tuple(rows))
+
+    def _at_mlp(self, model: ir.Model, topology: Topology, site: Site) -> SiteReport:
+        reason = self._unwanted(site.name) or _refusal(topology, site)
+        if reason is not None or site.input is None or site.weight is None:
+            return SiteReport(site=site.name, reason=reason or "it has no weight")
+        width = site.shape[site.in_axis]
+        node = hadamard_node(model, site.input, width, name=f"{site.node.name}_hadamard")
+        if site.node.graph is not None:
+            site.node.graph.insert_before(site.node, node)
+        site.node.replace_input_with(1 - site.weight_index, node.outputs[0])
+        _rotate(site.weight, site.in_axis, width)
+        return SiteReport(site=site.name, note=f"its input is rotated by {factor_size(width)}")
+
+    def _at_attention(self, model: ir.Model, block: AttentionBlock) -> SiteReport:
+        reason = self._unwanted(block.name)
+        if reason is not None:
+            return SiteReport(site=block.name, reason=reason)
+        return rotate_attention(model, block, rotate_cache=self.rotate_cache)
+
+    def _unwanted(self, name: str) -> str | None:
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude):
+            return "the recipe excludes it"
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.sites):
+            return "the recipe does not name it"
+        return None
+
+
+def _last_layers(topology: Topology) -> Sequence[Site]:
+    """The last layers of MLPs, and sites behind a rotation that is there already."""
+    last = {block.down for block in topology.mlps}
+    return [
+        site
+        for site in topology.sites
+        if site in last or (site.input is not None and is_hadamard(site.input.producer()))
+    ]
+
+
+def _refusal(topology: Topology, site: Site) -> str | None:
+    """Why the input of a layer cannot be rotated; None when it can."""
+    if site.already is not None:
+        return f"it is already quantized ({site.already})"
+    if site.refusal is not None:
+        return site.refusal
+    if site.path:
+        return "it is inside a body or function: inline functions first"
+    if site.kind not in ("MatMul", "Gemm") or site.weight is None or site.input is None:
+        return f"{site.kind} does not multiply the last axis of its input by a plain weight"
+    if site.weight_index != 1 or site.node.attributes.get_int("transA", 0):
+        return "its weight multiplies from the left, or the channels are not the last axis"
+    if is_hadamard(site.input.producer()):
+        return "its input is rotated already"
+    if site.input.dtype not in _FLOATS:
+        kind = "of unknown type" if site.input.dtype is None else site.input.dtype.name
+        return f"its input {site.input.name!r} is {kind}, not float32 or float16"
+    shared = topology.shared(site)
+    if shared.is_shared:
+        other = shared.sites[0].name if shared.sites else shared.nodes[0].name
+        return f"its weight {site.weight.name!r} is shared with {other!r}: run untie_weights first"
+    return None
+
+
+def _rotate(weight: ir.Value, axis: int, width: int) -> None:
+    """W → Hᵀ W along its input channels: each of its columns w becomes wᵀ H, when it is read."""
+    tensor = weight_tensor(weight)
+    stored = ir.Value(name=weight.name, const_value=tensor)
+    labels = Labels((axis,), np.arange(width))
+
+    def compute() -> npt.NDArray[np.generic]:
+        return turned(read_weight(stored), labels, width, [fast_apply])
+
+    replace_weight(
+        weight,
+        shape=[int(size) for size in tensor.shape.numpy()],
+        dtype=tensor.dtype,
+        compute=compute,
+    )
