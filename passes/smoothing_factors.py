@@ -77,9 +77,9 @@ def percentile_factors(peaks: Vector, percentile: float) -> Vector:
 
     Args:
         peaks: max|x_j|, [channels].
-        percentile: t is this percentile of the peaks, 0 to 100.
+        percentile: t is the greatest peak that is within this percentile, 0 to 100.
     """
-    threshold = float(np.percentile(peaks, percentile))
+    threshold = float(np.percentile(peaks, percentile, method="lower"))
     if threshold <= 0.0:
         return np.ones_like(peaks)
     return np.clip(peaks / threshold, 1.0, _SPREAD)
