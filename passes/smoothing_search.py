@@ -2,9 +2,11 @@
 
 For readers W of one activation and factors s, on rows X of the calibration data (`Simulation`)
 
-    loss(s) = mean over W of ‖X Wᵀ − Q_a(X / s) Q_w(W diag(s))ᵀ‖² / ‖X Wᵀ‖²
+    loss(s) = mean over W and over rows x of ‖W x − Q_w(W diag(s)) Q_a(x / s)‖² / ‖W x‖²
 
-or, when only weights are rounded, on the second moment H = E[x xᵀ] of all of it (`weight_loss`)
+so that a token whose activations are hundreds of times those of others, as the first of a text
+often is, counts as one token; or, when only weights are rounded, on the second moment H = E[x xᵀ]
+of all tokens (`weight_loss`)
 
     loss(s) = mean over W of tr(E H Eᵀ) / tr(W H Wᵀ),      E = W − Q_w(W diag(s)) diag(1/s)
 
@@ -72,13 +74,13 @@ class Simulation:
     def loss(self, readers: Iterable[Reader]) -> Loss:
         """The loss as a function of the factors."""
         given = [(reader, reader.rows @ reader.weight.T) for reader in readers]
-        energies = [float(np.square(exact, dtype=np.float64).sum()) for _, exact in given]
+        energies = [_squares(exact) for _, exact in given]
 
         def loss(factors: Vector) -> float:
             total = 0.0
             for (reader, exact), energy in zip(given, energies, strict=True):
-                error = self._output(reader, factors) - exact
-                total += float(np.square(error, dtype=np.float64).sum()) / (energy or 1.0)
+                error = _squares(self._output(reader, factors) - exact)
+                total += float(np.mean(error / np.where(energy > 0, energy, 1.0)))
             return total / max(len(given), 1)
 
         return loss
@@ -151,6 +153,10 @@ def best_of(candidates: Iterable[tuple[float, Vector]], loss: Loss) -> tuple[flo
 def some_rows(weight: Array) -> Array:
     """Some of the outputs of a large weight, evenly spaced."""
     return weight[:: -(-len(weight) // _OUTPUTS)] if len(weight) > _OUTPUTS else weight
+
+
+def _squares(rows: Array) -> Vector:
+    return np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
 
 
 def _energy(weight: Array, second_moment: Array) -> float:
