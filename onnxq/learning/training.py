@@ -24,6 +24,9 @@ from onnxq.learning.torch_graph import Tap, TorchGraph
 
 __all__ = ["BlockResult", "Learner", "Schedule", "Setting", "Training", "feeds_of"]
 
+_LEAST = 1e-4
+"""Of the mean energy of a row: what keeps rows of zeros, such as padding, from counting."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -74,6 +77,14 @@ class Setting:
 
 class Learner(abc.ABC):
     """What is learned in one block."""
+
+    def watch(self) -> Mapping[str, Tap]:
+        """Taps on the float block as it runs on all samples, before anything else is asked."""
+        return {}
+
+    def started(self, loss: float) -> None:
+        """Told the loss of the plain block, over all samples, before the first step."""
+        return None
 
     @abc.abstractmethod
     def groups(self) -> list[dict[str, Any]]:
@@ -135,8 +146,8 @@ class Training:
         """
         self._graph, self._inputs, self._targets = graph, inputs, targets
         self._schedule, self._name, self._number = schedule, name, number
-        self._energy = _energies(targets)
-        if not self._energy:
+        self._least = _least_energies(targets)
+        if not self._least:
             raise CalibrationError(
                 f"Block {name!r} gives no float value that is not zero ("
                 f"{', '.join(graph.outputs)}): there is nothing to reconstruct; cut elsewhere."
@@ -146,6 +157,7 @@ class Training:
         """Train and leave the best parameters in the learner."""
         with torch.no_grad():
             before = self._total(learner.plain())
+        learner.started(before)
         best, at = before, None
         groups = learner.groups()
         parameters = [p for group in groups for p in group["params"]]
@@ -219,13 +231,14 @@ class Training:
         return total
 
     def _loss(self, index: int, setting: Setting) -> torch.Tensor:
-        """Squared error of one sample, each output relative to its mean energy."""
+        """Squared error of one sample, each row of each output relative to its own energy."""
         feeds = feeds_of(self._graph, self._inputs[index])
         results = self._graph(feeds, weights=setting.weights, taps=setting.taps)
         terms = []
-        for name, energy in self._energy.items():
-            target = torch.from_numpy(self._targets[index][name].read())
-            terms.append(torch.sum((results[name] - target) ** 2) / energy)
+        for name, least in self._least.items():
+            target = _rows(torch.from_numpy(self._targets[index][name].read()))
+            errors = torch.sum((_rows(results[name]) - target) ** 2, dim=-1)
+            terms.append(torch.mean(errors / (torch.sum(target**2, dim=-1) + least)))
         return torch.stack(terms).sum()
 
 
@@ -235,14 +248,22 @@ def feeds_of(graph: TorchGraph, values: Mapping[str, Held]) -> dict[str, torch.T
     return {n: tensor_of(array, ir.DataType.from_numpy(array.dtype)) for n, array in arrays.items()}
 
 
-def _energies(targets: Sequence[Mapping[str, Held]]) -> dict[str, float]:
-    """E‖f_v‖² over the samples of each float value that is not zero throughout."""
+def _least_energies(targets: Sequence[Mapping[str, Held]]) -> dict[str, float]:
+    """By name of each float output that is not zero throughout, what is added to a row's energy."""
     found = {}
     for name, first in targets[0].items():
         if first.read().dtype.kind != "f":
             continue
-        sums = [np.square(t[name].read(), dtype=np.float64).sum() for t in targets]
-        mean = float(np.mean(sums))
+        arrays = (_rows(torch.from_numpy(t[name].read())) for t in targets)
+        means = [float(torch.mean(torch.sum(rows**2, dim=-1))) for rows in arrays]
+        mean = math.fsum(means) / len(means)
         if mean > 0.0 and math.isfinite(mean):
-            found[name] = mean
+            found[name] = _LEAST * mean
     return found
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """One row for each token, or for each sample of maps."""
+    if tensor.ndim < 2:
+        return tensor.reshape(1, -1)
+    return tensor.reshape(len(tensor), -1) if tensor.ndim > 3 else tensor
