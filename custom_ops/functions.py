@@ -9,10 +9,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.errors import UnsupportedGraph
+from onnxq.graph.walk import OPERATOR_DOMAIN
 
 __all__ = ["DOMAIN", "add_function"]
 
-DOMAIN = "onnxq"
+DOMAIN = OPERATOR_DOMAIN
 
 _HEAD = """
 <ir_version: 10, opset_import: ["" : {opset}, "onnxq" : 1]>
@@ -47,5 +48,5 @@ def add_function(model: ir.Model, name: str, text: str, *, lowest_opset: int) ->
         return
     function = ir.from_onnx_text(_HEAD.format(opset=opset) + text).functions[key]
     for node in function:
-        node.name = node.outputs[0].name
+        node.name = f"{DOMAIN}.{name}/{node.outputs[0].name}"  # unique in any model
     model.functions[key] = function

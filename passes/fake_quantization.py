@@ -17,22 +17,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxq.custom_ops.functions import DOMAIN, add_function
 from onnxq.graph.sites import Site
 from onnxq.graph.weights import is_weight
 
 __all__ = ["ASYMMETRIC", "DOMAIN", "FUNCTION_OPSET", "SYMMETRIC", "fake_quantizer", "rounded_by"]
 
-DOMAIN = "onnxq"
 SYMMETRIC = "DynamicFakeQuantize"
 ASYMMETRIC = "DynamicFakeQuantizeAsymmetric"
 FUNCTION_OPSET = 18
 """From here on reductions take their axes as an input, as the function bodies write them."""
-
-_HEAD = """
-<ir_version: 10, opset_import: ["" : {opset}, "onnxq" : 1]>
-holder (float[n] a) => (float[n] b) {{ b = Identity(a) }}
-<domain: "onnxq", opset_import: ["" : {opset}]>
-"""
 
 _SYMMETRIC = """
 DynamicFakeQuantize <axes, bits, clip> (X) => (Y) {
@@ -120,24 +114,12 @@ def fake_quantizer(
         clip: share of the range that is kept, in (0, 1].
     """
     name = SYMMETRIC if symmetric else ASYMMETRIC
-    key = (DOMAIN, name, "")
-    if key not in model.functions:
-        model.functions[key] = _function(name, model.opset_imports.get("", FUNCTION_OPSET))
-        model.opset_imports.setdefault(DOMAIN, 1)
+    add_function(model, name, _BODIES[name], lowest_opset=FUNCTION_OPSET)
     node = ir.node(
         name, [value], {"axes": list(axes), "bits": bits, "clip": float(clip)}, domain=DOMAIN
     )
     node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
     return node
-
-
-def _function(name: str, opset: int) -> ir.Function:
-    """The definition, in the operators of ``opset``."""
-    parsed = ir.from_onnx_text(_HEAD.format(opset=opset) + _BODIES[name])
-    function = parsed.functions[(DOMAIN, name, "")]
-    for node in function:
-        node.name = node.outputs[0].name
-    return function
 
 
 def rounded_by(site: Site) -> ir.Node | None:

@@ -11,7 +11,7 @@ from onnxq.numerics.hadamard import factor_size
 from onnxq.passes.base import SiteReport
 from onnxq.passes.rotary_outside import take_rotary_out
 
-__all__ = ["rotate_attention"]
+__all__ = ["kept_keys", "rotate_attention"]
 
 _SEPARATE = frozenset(["GroupQueryAttention", "MultiHeadAttention", "Attention"])
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -135,6 +135,11 @@ def _is_cached(block: AttentionBlock) -> bool:
         return False  # the place is behind the cache
     node, past = block.node, _PAST_KEY[block.kind]
     given = len(node.inputs) > past and node.inputs[past] is not None
-    present = node.outputs[1] if len(node.outputs) > 1 else None
-    kept = present is not None and (bool(present.uses()) or present.is_graph_output())
-    return given or kept
+    present = node.outputs[1:2]
+    return given or any(value.uses() or value.is_graph_output() for value in present)
+
+
+def kept_keys(block: AttentionBlock) -> tuple[str, ...]:
+    """The graph outputs that hold the keys of a fused block, for a cache."""
+    present = [] if block.kind == "decomposed" else block.node.outputs[1:2]
+    return tuple(value.name or "" for value in present if value.is_graph_output())

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from onnxq.errors import UnsupportedGraph
-from onnxq.graph.walk import function_path, site_name, walk_nodes
+from onnxq.graph.walk import OPERATOR_DOMAIN, function_path, site_name, walk_nodes
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 
 __all__ = ["InlineFunctions"]
@@ -29,11 +29,17 @@ class InlineFunctions(Pass):
         runtime may have a kernel for.
 
     Attributes:
-        keep: domains whose functions stay.
+        keep: domains whose functions stay. Without ``onnxq`` the promise is the same function:
+            kernels of onnxq's operators then no longer run, and round otherwise.
     """
 
     promise: ClassVar[Promise] = Promise.SAME_BITS
-    keep: tuple[str, ...] = ("onnxq", "com.microsoft", "ai.onnx.ml")
+    keep: tuple[str, ...] = (OPERATOR_DOMAIN, "com.microsoft", "ai.onnx.ml")
+
+    def __post_init__(self) -> None:
+        """Promise what holds for the domains that are inlined."""
+        if OPERATOR_DOMAIN not in self.keep:
+            object.__setattr__(self, "promise", Promise.SAME_FUNCTION)
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Inline in place.

@@ -38,7 +38,7 @@ from onnxq.graph.weights import read_weight, replace_weight, weight_tensor
 from onnxq.numerics.hadamard import factor_size, fast_apply
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.channel_labels import Labels
-from onnxq.passes.hadamard_attention import rotate_attention
+from onnxq.passes.hadamard_attention import kept_keys, rotate_attention
 from onnxq.passes.migration import refuse_calibrated
 from onnxq.passes.rotation_weights import turned
 
@@ -67,8 +67,7 @@ class InsertOnlineHadamard(Pass):
         sites: name patterns: for r4 of the last layers, for r3 of the attention operators.
         exclude: name patterns of what is left as it is.
         rotate_cache: also rotate keys that a key-value cache holds. The function of the tokens is
-            the same when the cache is only fed back, but ``present`` outputs then hold rotated
-            keys, so the promise cannot be checked: run with checks off.
+            the same when the cache is only fed back, but ``present`` outputs hold rotated keys.
     """
 
     which: tuple[Place, ...] = ("r3", "r4")
@@ -99,12 +98,15 @@ class InsertOnlineHadamard(Pass):
         infer_shapes(model)
         topology = Topology(model)
         rows: list[SiteReport] = []
+        moved: list[str] = []
         with names_held(model.graph):
             if "r4" in self.which:
                 rows += [self._at_mlp(model, topology, site) for site in _last_layers(topology)]
-            if "r3" in self.which:
-                rows += [self._at_attention(model, block) for block in topology.attention]
-        return PassReport(modified=any(row.reason is None for row in rows), sites=tuple(rows))
+            for block in topology.attention if "r3" in self.which else ():
+                rows.append(self._at_attention(model, block))
+                moved += kept_keys(block) if rows[-1].reason is None else ()
+        modified = any(row.reason is None for row in rows)
+        return PassReport(modified=modified, sites=tuple(rows), moved_outputs=tuple(moved))
 
     def _at_mlp(self, model: ir.Model, topology: Topology, site: Site) -> SiteReport:
         reason = self._unwanted(site.name) or _refusal(topology, site)

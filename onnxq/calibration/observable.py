@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxq.graph import is_weight, walk_graphs
-from onnxq.graph.walk import bodies
+from onnxq.graph.walk import bodies, is_operator_body
 
 __all__ = ["Observable", "is_sequence", "observable_values"]
 
@@ -57,7 +57,7 @@ def observable_values(model: ir.Model) -> Observable:
                 live.add(value)
                 _sort_out(value, types, names, reasons)
     for path, graph in walk_graphs(model):
-        if path and any(True for _ in graph):
+        if path and not is_operator_body(path) and any(True for _ in graph):
             reasons[path] = (
                 "values inside the body of an operator or function cannot be fetched from the "
                 "runtime, so they are not observed"

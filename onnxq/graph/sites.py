@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxq.graph.site_slots import Slot, slots_of
-from onnxq.graph.walk import site_name, walk_nodes
+from onnxq.graph.walk import is_operator_body, site_name, walk_nodes
 from onnxq.graph.weight_source import WeightSource, stored_weight, trace
 from onnxq.graph.weights import is_weight, weight_tensor
 
@@ -102,11 +102,14 @@ class Site:
 
 
 def find_sites(model: ir.Model) -> list[Site]:
-    """List every site in graph order: the main graph, its bodies, then functions."""
+    """List every site in graph order: the main graph, its bodies, then functions.
+
+    Functions that define an operator of onnxq hold none.
+    """
     sites: list[Site] = []
     taken: set[str] = set()
     for path, node in walk_nodes(model):
-        if node.op_identifier() in model.functions:
+        if node.op_identifier() in model.functions or is_operator_body(path):
             continue
         for slot in slots_of(node):
             name = site_name(path, node) + (f":{slot.label}" if slot.label else "")

@@ -12,13 +12,18 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 __all__ = [
+    "OPERATOR_DOMAIN",
     "bodies",
     "function_path",
+    "is_operator_body",
     "site_name",
     "walk_bodies",
     "walk_graphs",
     "walk_nodes",
 ]
+
+OPERATOR_DOMAIN = "onnxq"
+"""The domain of onnxq's own operators; a model carries their meaning as functions."""
 
 
 def walk_graphs(model: ir.Model) -> Iterator[tuple[str, ir.Graph | ir.Function]]:
@@ -57,6 +62,11 @@ def function_path(function: ir.Function) -> str:
     """``domain::name``, with ``:overload`` when there is one."""
     overload = f":{function.overload}" if function.overload else ""
     return f"{function.domain}::{function.name}{overload}"
+
+
+def is_operator_body(path: str) -> bool:
+    """Whether a graph is in the function of one of onnxq's operators: its meaning, no network."""
+    return path.startswith(f"{OPERATOR_DOMAIN}::")
 
 
 def site_name(path: str, node: ir.Node) -> str:
