@@ -103,7 +103,8 @@ class RotateHeads(Pass):
         for number, (name, (site, space)) in enumerate(found.items()):
             rotations = self._rotations(site, space, moments.get(site.name), number)
             moved += [v.name or "" for v in space.cached() if v.is_graph_output()]
-            space.apply(model, [one.apply for one in rotations], matrix_bridge("head", np.eye(1)))
+            maps = [one.apply for one in rotations]
+            space.apply(model, maps, matrix_bridge("head", np.eye(1)), context.scratch)
             site.node.metadata_props[_MARK] = rotations[0].label
             note = f"{space.blocks} key-value heads of {space.width}: {rotations[0].label}"
             reports.append(SiteReport(site=name, note=note))

@@ -89,7 +89,7 @@ class RotateResidual(Pass):
                 continue
             rotation = self._rotation(model, stream, context)
             note = _said(stream, rotation)
-            rotate_stream(model, stream, rotation)
+            rotate_stream(model, stream, rotation, scratch=context.scratch)
             stream.norm.metadata_props[_MARK] = rotation.label
             reports.append(SiteReport(site=stream.name, note=note))
             modified = True

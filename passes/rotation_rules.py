@@ -103,18 +103,21 @@ def follow_sum(
 ) -> None:
     """All operands of a sum are rotated with it, constants too."""
     out = node.outputs[0]
-    if value is not out:
-        region.link(node, Link.same(value, out, labels))
-        return
+    wide: list[int] = []
     for index in operands:
         operand = node.inputs[index]
         if operand is None:
             continue
-        if _is_narrow(operand, labels):
-            stored = stored_weight(operand)
-            if stored is None or read_weight(stored).any():
-                raise Leave(f"{named(node)} adds {operand.name!r} to all channels alike")
+        if not _is_narrow(operand, labels):
+            wide.append(index)
             continue
+        stored = stored_weight(operand)
+        if stored is None or read_weight(stored).any():
+            raise Leave(f"{named(node)} adds {operand.name!r} to all channels alike")
+    if value is not out:
+        region.link(node, Link.same(value, out, labels))
+        return
+    for index in wide:
         follow_operand(region, node, index, out, labels)
 
 

@@ -15,10 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.names import unique_value_name
+from onnxq.graph.scratch import Scratch
 from onnxq.graph.sites import Site
 from onnxq.graph.weight_source import stored_weight
 from onnxq.passes.channel_attention import ATTENTION
 from onnxq.passes.channel_labels import Ids, Labels, Leave, named
+from onnxq.passes.channel_norms import NORMS
 from onnxq.passes.channel_region import Options, Region, Rule
 from onnxq.passes.rotation_weights import Map, RotatedWeights, runs_of
 
@@ -89,6 +91,7 @@ class Space(Region):
             runs_of(labels, self.width, f"{value.name!r}")
         self.turned.blocks(self.width)
         self.cached()
+        self._check_ends()
         needed = self.bridges
         if len(needed) > bridges:
             more = f"; and {len(needed) - 1} more" if len(needed) > 1 else ""
@@ -100,15 +103,31 @@ class Space(Region):
                 reason = self.entries.get(value) or next(iter(self.exits.values()))
                 raise Leave(f"{reason}, and no bridge fits {value.name!r}")
 
-    def apply(self, model: ir.Model, maps: Sequence[Map], build: Build) -> None:
+    def _check_ends(self) -> None:
+        """Raise `Leave` where channels end at one side of a node and go on at another."""
+        passed = {node for node, _, _ in self._links}
+        ends = [(value.producer(), reason) for value, reason in self.entries.items()]
+        ends += [(node, reason) for (_, node), reason in self.exits.items()]
+        for node, reason in ends:
+            if node is not None and node in passed:
+                raise Leave(reason)
+
+    def apply(
+        self,
+        model: ir.Model,
+        maps: Sequence[Map],
+        build: Build,
+        scratch: Scratch | None = None,
+    ) -> None:
         """Fold the matrix into every weight, and write the bridges.
 
         Args:
             model: the model it was found in.
             maps: one for each block: rows x to x Q.
             build: writes a bridge.
+            scratch: keeps the new weights; when None they are computed at every read.
         """
-        self.turned.rotate(model, self.width, maps)
+        self.turned.rotate(model, self.width, maps, scratch)
         for value in self.entries:
             inside = [use for use in value.uses() if self._is_inside(use.node, value)]
             turned = build(model, value, self.labels[value].axes[0], True)
@@ -167,6 +186,8 @@ class Space(Region):
             kind = node.op_type
             if self.site_of(node) is not None or kind in ATTENTION or kind.startswith("Skip"):
                 raise
+            if kind in NORMS and value is node.outputs[0] and value is not self._start:
+                raise  # post-norm: there would be a bridge for every layer
             if value in node.outputs:
                 self.entries[value] = str(left)
             else:

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnxq.calibration import walk_sites
 from onnxq.errors import UnsupportedGraph
 from onnxq.graph.opset import infer_shapes
+from onnxq.graph.scratch import Scratch
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.topology import ResidualStream, Topology
 from onnxq.numerics.rotation import Rotation, as_rotation
@@ -102,15 +103,22 @@ def find_streams(model: ir.Model, *, bridges: int = 0) -> Streams:
     return Streams(found=tuple(found), refused=refused)
 
 
-def rotate_stream(model: ir.Model, stream: Stream, matrix: Rotation | Array) -> None:
+def rotate_stream(
+    model: ir.Model,
+    stream: Stream,
+    matrix: Rotation | Array,
+    *,
+    scratch: Scratch | None = None,
+) -> None:
     """Fold an orthogonal matrix into everything that writes or reads a stream.
 
-    Weights keep their type; they are computed in float64 when the model is saved.
+    Weights keep their type; they are computed in float64.
 
     Args:
         model: the model the stream was found in; find streams anew for another rotation.
         stream: one of `find_streams`.
         matrix: Q, or [width, width] float64.
+        scratch: keeps the new weights; when None they are computed at every read, or save.
 
     Raises:
         FormatError: the matrix is not orthogonal.
@@ -123,7 +131,7 @@ def rotate_stream(model: ir.Model, stream: Stream, matrix: Rotation | Array) -> 
             f"{stream.width}: give [{stream.width}, {stream.width}]."
         )
     dense = rotation.matrix if stream.bridges else np.eye(1)
-    stream.space.apply(model, [rotation.apply], matrix_bridge("rotation", dense))
+    stream.space.apply(model, [rotation.apply], matrix_bridge("rotation", dense), scratch)
 
 
 def covariance_of(

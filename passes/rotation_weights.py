@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.graph.scratch import Scratch
 from onnxq.graph.weight_source import stored_weight
 from onnxq.graph.weights import add_weight, read_weight, replace_weight, weight_tensor
 from onnxq.passes.channel_labels import FIXED, Labels, Leave
@@ -52,22 +53,25 @@ class RotatedWeights(Demands):
             for labels in edits:
                 runs_of(labels, width, f"a constant of {node.name!r}")
 
-    def rotate(self, model: ir.Model, width: int, maps: Sequence[Map]) -> None:
+    def rotate(
+        self, model: ir.Model, width: int, maps: Sequence[Map], scratch: Scratch | None = None
+    ) -> None:
         """Multiply every weight; what others read too is copied first.
 
         Args:
-            model: the model that holds the weights; they are computed when it is saved.
+            model: the model that holds the weights.
             width: channels in a block.
             maps: x to x Q, one for each block.
+            scratch: keeps what is computed; when None it is computed at every read.
         """
         for weight, edits in self.edits.items():
-            replace_weight(weight, **_turned_weight(weight, edits, width, maps))
+            replace_weight(weight, **_turned_weight(weight, edits, width, maps, scratch))
         for (node, index), edits in self.copies.items():
             shared = node.inputs[index]
             source = stored_weight(shared)
             if source is None:
                 continue
-            own = _turned_weight(source, edits, width, maps)
+            own = _turned_weight(source, edits, width, maps, scratch)
             name = f"{source.name}_{node.name}"
             node.replace_input_with(index, add_weight(home_of(model, node), name, **own))
             drop_unread(shared)
@@ -136,9 +140,13 @@ class _Content(TypedDict):
 
 
 def _turned_weight(
-    weight: ir.Value, edits: Sequence[Labels], width: int, maps: Sequence[Map]
+    weight: ir.Value,
+    edits: Sequence[Labels],
+    width: int,
+    maps: Sequence[Map],
+    scratch: Scratch | None,
 ) -> _Content:
-    """The weight with its channels rotated, computed when it is read."""
+    """The weight with its channels rotated."""
     tensor = weight_tensor(weight)
     stored = ir.Value(name=weight.name, const_value=tensor)
 
@@ -151,7 +159,10 @@ def _turned_weight(
     shape = [int(size) for size in tensor.shape.numpy()]
     if math.prod(shape) == 0:
         raise Leave(f"weight {weight.name!r} is empty")
-    return {"shape": shape, "dtype": tensor.dtype, "compute": compute}
+    if scratch is None:
+        return {"shape": shape, "dtype": tensor.dtype, "compute": compute}
+    kept = ir.Value(name=weight.name, const_value=scratch.keep(compute(), tensor.dtype))
+    return {"shape": shape, "dtype": tensor.dtype, "compute": lambda: read_weight(kept)}
 
 
 def _parts(total: int, step: int) -> Iterator[slice]:

@@ -37,7 +37,7 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-_KINDS = frozenset(["MatMul", "Gemm", "Conv"])
+_KINDS = frozenset(["Attention", "MatMul", "Gemm", "Conv"])
 _NORMS = {"LayerNormalization": (1, 2), "SkipLayerNormalization": (2, 3)}
 """Norms with a bias: the inputs of their scale and their bias."""
 

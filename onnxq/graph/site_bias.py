@@ -15,13 +15,15 @@ __all__ = ["bias_reader", "moved_bias"]
 
 Array = np.ndarray[Any, Any]
 
+_KINDS = ("Attention", "MatMul", "Gemm", "Conv", "ConvTranspose")
+
 
 def bias_reader(site: Site) -> tuple[ir.Node, int] | None:
     """The node that adds the constant bias of a site, and the input it takes it through.
 
     None when there is no bias, or one that is not a number for each output channel.
     """
-    if site.bias is None or site.kind not in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
+    if site.bias is None or site.kind not in _KINDS:
         return None
     node = site.bias_node or site.node
     index = next((i for i, value in enumerate(node.inputs) if value is site.bias), None)
