@@ -143,24 +143,15 @@ def _row(before: SiteOutliers, after: SiteOutliers | None) -> dict[str, Any]:
 
 def _draw(pairs: Sequence[Pair], path: Path) -> None:
     """The first pair that has an activation on all sides."""
-    from onnxq.evaluate.channel_picture import Panel, write_picture
+    from onnxq.evaluate.channel_picture import write_picture
+    from onnxq.passes.outlier_picture import activation_panels
 
     for pair in pairs:
         sides = [one for one in pair if one is not None]
-        if any(one.peaks is None or one.roots is None or one.activation is None for one in sides):
-            continue
-        labels = ("before", "after") if len(sides) == 2 else ("",)
-        panels = [
-            Panel(
-                label=f"{label} max/rms of a token {one.activation.row_max_to_rms:.3g}".strip(),
-                peaks=one.peaks,
-                roots=one.roots,
-            )
-            for label, one in zip(labels, sides, strict=True)
-            if one.peaks is not None and one.roots is not None and one.activation is not None
-        ]
-        write_picture(path, f"What {pair[0].site} reads", panels)
-        return
+        panels = activation_panels(sides, ("before", "after") if len(sides) == 2 else ("",))
+        if panels is not None:
+            write_picture(path, f"What {pair[0].site} reads", panels)
+            return
     raise UsageError(
         "There is no activation to draw: no site reads a value that depends on the data. "
         "`onnxq outliers` without --plot tells why, site by site."
