@@ -12,8 +12,8 @@ of both ranges that the channels use, Σᵢ (r₁ᵢ / maxⱼ r₁ⱼ)(r₂ᵢ /
     sᵢ = √(r₁ᵢ / r₂ᵢ),        after which both ranges are √(r₁ᵢ r₂ᵢ)
 
 Nagel, van Baalen, Blankevoort and Welling, "Data-Free Quantization Through Weight Equalization and
-Bias Correction" (arXiv:1906.04721), section 4.1 and equation 11; in a chain of layers the pairs are
-equalized one after another until nothing changes (its appendix A). No data are needed.
+Bias Correction" (arXiv:1906.04721), section 4.1; in a chain of layers the pairs are
+equalized one after another until nothing changes. No data are needed.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ _MODULES = (
     "permute_channels",
     "smooth_activations",
     "equalize_layers",
+    "absorb_bias",
+    "reparameterize_norm",
     "flatten_affine",
     "split_low_rank",
     "insert_online_hadamard",
