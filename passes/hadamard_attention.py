@@ -104,7 +104,7 @@ def _written_operands(block: AttentionBlock) -> tuple[Operand, Operand] | str:
 
 
 def _turned_by(value: ir.Value | None) -> ir.Node | None:
-    """The Transpose that makes channels the last axis but one, over factors that are one number."""
+    """The Transpose that makes channels the last axis but one, over what leaves them there."""
     node = None if value is None else value.producer()
     while node is not None and len(node.outputs[0].uses()) == 1:  # nobody else reads what is turned
         inner = node.inputs[0]
@@ -112,10 +112,24 @@ def _turned_by(value: ir.Value | None) -> ir.Node | None:
             perm = node.attributes.get("perm")
             order = [] if perm is None else list(perm.as_ints())
             return node if len(order) > 1 and order[-2] == len(order) - 1 else None
-        if node.op_type not in ("Mul", "Div") or scalar(node.inputs[1]) is None or inner is None:
+        if inner is None or not (_is_scaled(node) or _keeps_matrices(node)):
             return None
         node = inner.producer()
     return None
+
+
+def _is_scaled(node: ir.Node) -> bool:
+    return node.op_type in ("Mul", "Div") and scalar(node.inputs[1]) is not None
+
+
+def _keeps_matrices(node: ir.Node) -> bool:
+    """Whether a Reshape only splits or joins the axes before the last two."""
+    inner = node.inputs[0]
+    if node.op_type != "Reshape" or inner is None or inner.shape is None:
+        return False
+    before, after = inner.shape.dims[-2:], (node.outputs[0].shape or ir.Shape([])).dims[-2:]
+    known = all(isinstance(dim, int) or dim.value is not None for dim in (*before, *after))
+    return known and len(before) == 2 and before == after
 
 
 def _width(block: AttentionBlock, value: ir.Value | None) -> int | None:
