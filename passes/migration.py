@@ -116,20 +116,25 @@ class Migration:
         return weights.matrices() if isinstance(weights, ScaledWeights) else []
 
     def pool(
-        self, site: Site, values: npt.ArrayLike, over: np.ufunc = np.maximum
+        self,
+        site: Site,
+        values: npt.ArrayLike,
+        over: np.ufunc = np.maximum,
+        start: float = 0.0,
     ) -> npt.NDArray[np.float64]:
         """Bring numbers for each input channel of a reader to one for each factor.
 
         Args:
             site: one of the readers.
-            values: [channels], not negative.
+            values: [channels].
             over: how numbers of channels that share a factor are joined.
+            start: what they are joined to.
 
         Returns:
-            float64 [count]; 0 for factors that no channel of this reader has.
+            float64 [count]; ``start`` for factors that no channel of this reader has.
         """
         ids = self.channels(site)
-        pooled = np.zeros(self.count)
+        pooled = np.full(self.count, start)
         held = ids != FIXED
         over.at(pooled, ids[held], np.asarray(values, dtype=np.float64)[held])
         return pooled

@@ -41,15 +41,17 @@ from onnxq.calibration.samples import Samples
 from onnxq.calibration.site_statistics import unreachable_sites
 from onnxq.errors import CalibrationError, RecipeError
 from onnxq.formats import parse_format
-from onnxq.graph.sites import Site
+from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.migration import Migration, find_migrations, refuse_calibrated, scale_channels
+from onnxq.passes.migration_shift import shift_channels, unshiftable
 from onnxq.passes.smoothing_choice import (
     Choice,
     Objective,
     Smoothing,
     input_name,
+    middles_of,
     searched_reading,
 )
 from onnxq.solvers.nearest import Search
@@ -79,6 +81,9 @@ class SmoothActivations(Pass):
         search: how a search finds scales of weights, as in `quantize_weights`.
         steps: candidates of a search, besides 0.
         rows: rows of each activation that a search looks at; AWQ sees all of them, through H.
+        shift: first take (max x_j + min x_j) / 2 out of each channel, within the bias of the norm
+            or layer that gives it and those of the readers (Outlier Suppression+, Wei et al.,
+            arXiv:2304.09145, section 3.2); readers without a bias get one.
         through_cache: also scale values that a key-value cache holds. The function of the tokens
             is the same when the cache is only fed back; ``present`` outputs of values change.
         sites: name patterns of the sites to look at.
@@ -95,6 +100,7 @@ class SmoothActivations(Pass):
     search: Search = "minmax"
     steps: int = 20
     rows: int = 512
+    shift: bool = False
     through_cache: bool = False
     sites: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
@@ -145,8 +151,9 @@ class SmoothActivations(Pass):
                 "smooth_activations balances weights with what flows through them, and the recipe "
                 "was run without data: give calibration samples."
             )
-        found = find_migrations(model, through_cache=self.through_cache, wants=self._unwanted)
         samples = Samples.of(context.samples, limit=self.samples)
+        shifts = self._shift(model, samples) if self.shift else {}
+        found = find_migrations(model, through_cache=self.through_cache, wants=self._unwanted)
         how = self._smoothing()
         profiles = self._profiles(model, found.found, samples, how)
         if how.objective == "awq" and how.alpha is None:
@@ -154,7 +161,7 @@ class SmoothActivations(Pass):
         else:
             choices = {}
         reports = [SiteReport(site=name, reason=reason) for name, reason in found.refused.items()]
-        modified, moved = False, list[str]()
+        modified, moved = any(text is None for text in shifts.values()), list[str]()
         # The last first: factors of a layer's rows are then known when its columns are measured.
         for number, migration in enumerate(reversed(found.found)):
             context.progress("smooth activations", number, len(found.found))
@@ -164,7 +171,7 @@ class SmoothActivations(Pass):
                 modified = True
                 moved += migration.caches
             for site in migration.readers:
-                reports.append(_report(site, migration, choice))
+                reports.append(_report(site, migration, choice, shifts.get(site.name, "")))
         return PassReport(
             modified=modified, sites=tuple(reports), moved_outputs=tuple(dict.fromkeys(moved))
         )
@@ -183,6 +190,22 @@ class SmoothActivations(Pass):
             search=self.search,
             steps=self.steps,
         )
+
+    def _shift(self, model: ir.Model, samples: Samples) -> dict[str, str | None]:
+        """Take the middles out of activations; for each reader None, or why it was left."""
+        found = find_migrations(model, through_cache=self.through_cache, wants=self._unwanted).found
+        by_node = {site.node: site for site in find_sites(model)}
+        reasons = {migration: unshiftable(migration, by_node) for migration in found}
+        able = [migration for migration, reason in reasons.items() if reason is None]
+        axes = {input_name(site): m.axis(site) for m in able for site in m.readers}
+        profiles = profile_channels(model, axes, samples)
+        for migration in reversed(able):
+            middles = middles_of(migration, profiles)
+            if middles is None:
+                reasons[migration] = "its channels lie around 0 already"
+            else:
+                shift_channels(model, migration, middles)
+        return {site.name: reason for m, reason in reasons.items() for site in m.readers}
 
     def _unwanted(self, site: Site) -> str | None:
         if any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.exclude):
@@ -249,8 +272,14 @@ def _grouped(site: Site) -> str | None:
     return f"{site.name!r} works on groups of channels" if site.groups > 1 else None
 
 
-def _report(site: Site, migration: Migration, choice: Choice) -> SiteReport:
-    if choice.factors is None:
-        return SiteReport(site=site.name, reason=choice.text)
-    into = sorted({producer.name for producer in migration.producers})
-    return SiteReport(site=site.name, note=f"{choice.text}, folded into {', '.join(into)}")
+def _report(site: Site, migration: Migration, choice: Choice, shifted: str | None) -> SiteReport:
+    """What happened to a site; ``shifted`` is why it was not shifted, "" when nobody asked."""
+    note = "" if shifted is None else f"not shifted: {shifted}" if shifted else ""
+    if shifted is None:
+        note = "shifted to the middle of every channel"
+    if choice.factors is None and shifted is not None:
+        return SiteReport(site=site.name, reason="; ".join(filter(None, (choice.text, note))))
+    if choice.factors is not None:
+        into = ", ".join(sorted({producer.name for producer in migration.producers}))
+        note = "; ".join(filter(None, (f"{choice.text}, folded into {into}", note)))
+    return SiteReport(site=site.name, note=note)

@@ -29,7 +29,7 @@ from onnxq.passes.smoothing_search import Reader, Simulation, best_of, some_rows
 from onnxq.passes.weight_layout import weight_of
 from onnxq.solvers.nearest import Search
 
-__all__ = ["Choice", "Objective", "Smoothing", "input_name", "searched_reading"]
+__all__ = ["Choice", "Objective", "Smoothing", "input_name", "middles_of", "searched_reading"]
 
 Objective = Literal["smoothquant", "gain", "percentile", "awq"]
 Vector = npt.NDArray[np.float64]
@@ -126,6 +126,19 @@ class Smoothing:
 def input_name(site: Site) -> str:
     """The name of the activation a site reads."""
     return "" if site.input is None else site.input.name or ""
+
+
+def middles_of(migration: Migration, profiles: Mapping[str, ChannelProfile]) -> Vector | None:
+    """(max x_j + min x_j) / 2 of every channel, float64 [count]; None when all lie around 0."""
+    lows, highs = [], []
+    for site in migration.readers:
+        profile = profiles[input_name(site)]
+        lows.append(migration.pool(site, profile.low, np.minimum, np.inf))
+        highs.append(migration.pool(site, profile.high, np.maximum, -np.inf))
+    low, high = np.min(lows, axis=0), np.max(highs, axis=0)
+    middles = np.where(np.isfinite(low) & np.isfinite(high), (low + high) / 2, 0.0)
+    is_centred = np.abs(middles).max() <= _BALANCED * np.abs(high - low).max()
+    return None if is_centred else np.asarray(middles)
 
 
 def searched_reading(site: Site) -> Reading | None:

@@ -272,3 +272,49 @@ def test_activations_that_are_not_finite_are_named(build):
     x = np.full((7, 6), 3e38, np.float32)
     with pytest.raises(CalibrationError, match="Activation 'h' holds NaN or infinity"):
         SmoothActivations().call(model, Context(samples=[{"x": x}]))
+
+
+@pytest.mark.parametrize(
+    "rule", [{}, {"objective": "gain"}, {"objective": "awq", "format": "int4"}]
+)
+def test_a_shift_puts_every_channel_around_zero(build, rule):
+    model = build(
+        "main (float[2, 9, 16] x) => (float[2, 9, 8] y, float[2, 9, 5] z) { n = LayerNormalization <axis = -1> (x, g, b)  h = MatMul (n, w1)  k = Add (h, b1)  y = Gelu (k)  z = MatMul (n, w2) }",
+        opset=20, g=normal(16), b=outlying(16), w1=normal(16, 8), b1=normal(8), w2=normal(16, 5),
+    )  # fmt: skip
+    samples = [{"x": normal(2, 9, 16)} for _ in range(3)]
+    sites = run(model, *samples, shift=True, **rule)
+    assert "shifted to the middle of every channel" in sites["MatMul_1"].note
+    with open_session(model, extra_outputs=["n"]) as session:
+        n = np.concatenate([session.run(sample)["n"].reshape(-1, 16) for sample in samples])
+    reach = n.max(axis=0) - n.min(axis=0)
+    # What is left is rounding, of the bias and of the values: relative to the values before.
+    np.testing.assert_allclose((n.max(axis=0) + n.min(axis=0)) / reach, 0, atol=1e-3)
+    assert run(model, *samples, modified=rule.get("objective") == "awq", shift=True, **rule)
+
+
+def test_what_has_no_bias_to_shift_says_so(build):
+    model = build(
+        "main (float[2, 9, 16] x) => (float[2, 9, 8] y) { n = SimplifiedLayerNormalization <axis = -1> (x, g)  h = MatMul (n, w1)  r = Relu (h)  y = MatMul (r, w2) }",
+        g=outlying(16), w1=outlying(16, 24), w2=normal(24, 8),
+    )  # fmt: skip
+    sites = run(model, {"x": normal(2, 9, 16)}, shift=True)
+    assert (
+        "not shifted: SimplifiedLayerNormalization 'SimplifiedLayerNormalization_0' has no bias"
+        in sites["MatMul_1"].note
+    )
+    assert (
+        "not shifted: Relu 'Relu_2' is on the way, and f(x - z) is not f(x) - z"
+        in sites["MatMul_3"].note
+    )
+
+
+def test_convolutions_are_shifted_where_they_do_not_pad(build):
+    text = "main (float[1, 3, 9, 9] x) => (float[1, 5, a, b] y) { h = Conv (x, w1, b1)  i = Identity (h)  y = Conv <PADS> (i, w2) }"
+    for pads, shifted in (("dilations = [1, 1]", True), ("pads = [1, 1, 1, 1]", False)):
+        model = build(
+            text.replace("PADS", pads), w1=normal(8, 3, 3, 3), b1=outlying(8), w2=normal(5, 8, 3, 3)
+        )
+        note = run(model, {"x": normal(1, 3, 9, 9)}, shift=True)["Conv_2"].note
+        assert ("shifted to the middle" in note) is shifted
+        assert ("pads its input with zeros" in note) is not shifted
