@@ -5,7 +5,8 @@ Both are rows of passes with their options, the very ones that recipes are made 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onnxq.errors import RecipeError, nearest_word
@@ -13,7 +14,18 @@ from onnxq.passes.base import Pass
 from onnxq.passes.recipe import Recipe
 from onnxq.passes.registry import all_passes
 
-__all__ = ["FORMATS", "PREPARE", "ROTATIONS", "TRANSFORMS", "Row", "recipe_of"]
+__all__ = [
+    "FORMATS",
+    "PREPARE",
+    "ROTATE",
+    "ROTATIONS",
+    "SUPPORT",
+    "TRANSFORMS",
+    "Format",
+    "Row",
+    "Transform",
+    "recipe_of",
+]
 
 Row = tuple[str, dict[str, Any]]
 """Key of a pass and its options."""
@@ -24,71 +36,157 @@ PREPARE: tuple[Row, ...] = (
     ("convert_opset", {"minimum": 25}),
     ("fuse_layer_norm", {}),
     ("fuse_rms_norm", {}),
+    ("fuse_gelu", {}),
     ("fuse_silu", {}),
     ("clean", {}),
 )
 """What comes before every set of transforms."""
 
-_R1: Row = ("rotate_residual", {})
-_R2: Row = ("rotate_heads", {})
-_ONLINE: Row = ("insert_online_hadamard", {})
-_KLT: Row = ("rotate_residual", {"kind": "klt"})
 
-TRANSFORMS: Mapping[str, tuple[Row, ...]] = {
-    "none": (),
-    "smooth": (("smooth_activations", {}),),
-    "KLT R1": (_KLT,),
-    "KLT R1, R2": (_KLT, _R2),
-    "KLT R1, R2, R3, R4": (_KLT, _R2, _ONLINE),
-    "Hadamard R1": (_R1,),
-    "Hadamard R1, R2": (_R1, _R2),
-    "Hadamard R1, R2, R3, R4": (_R1, _R2, _ONLINE),
-    "affine": (("migrate_affine", {}),),
-    "flat": (("flatten_affine", {}),),
-    "ost": (("learn_rotation", {}),),
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """How weights and activations are rounded.
+
+    Attributes:
+        weights: format of the weights as transforms are told it.
+        bits: of activations; 0 leaves them in float.
+        granularity: of activations: a scale for each ``token``, or one for a ``tensor``.
+        clip: share of the range of a token that is kept, where a transform has not learned it.
+        by_gptq: weights are rounded by GPTQ, with zero points; else to nearest.
+    """
+
+    weights: str
+    bits: int = 0
+    granularity: str = "token"
+    clip: float = 1.0
+    by_gptq: bool = False
+
+    def rows(self, *, clip_is_learned: bool) -> tuple[Row, ...]:
+        """The passes: activations first, so that solvers see them rounded; then weights."""
+        rounded: list[Row] = []
+        if self.bits:
+            options: dict[str, Any] = {"bits": self.bits, "exclude": ("*lm_head*",)}
+            if self.granularity == "tensor":
+                options.update(granularity="tensor", symmetric=False)
+            elif not clip_is_learned:
+                options.update(clip=self.clip)
+            rounded.append(("quantize_activations", options))
+        weights: dict[str, Any] = {"format": self.weights, "write": "dequantize"}
+        if self.by_gptq:
+            weights = {
+                "format": f"{self.weights}_asym_f16",
+                "write": "dequantize",
+                "solver": "gptq",
+                "overrides": {"*lm_head*": "int8_g64"},
+                "data_free": ("*lm_head*",),
+            }
+        return (*rounded, ("quantize_weights", weights))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transform:
+    """What is done before rounding.
+
+    Attributes:
+        rows: the passes, given what will be rounded to what.
+        learns_clip: it learns the share of the range of activations that is kept.
+    """
+
+    rows: Callable[[Format], tuple[Row, ...]]
+    learns_clip: bool = False
+
+
+SUPPORT = frozenset({"untie_weights", "center_residual", "fold_norm_scales"})
+"""Passes that only make a transform possible: a model that has nothing for them is no refusal."""
+
+
+def _rotations(matrix: str, head_matrix: str, *, heads: bool, online: bool) -> tuple[Row, ...]:
+    rows: list[Row] = [
+        ("untie_weights", {}),
+        ("center_residual", {}),
+        ("fold_norm_scales", {}),
+        ("rotate_residual", {"matrix": matrix}),
+    ]
+    if heads:
+        rows.append(("rotate_heads", {"matrix": head_matrix, "rotate_cache": True}))
+    if online:
+        rows.append(("insert_online_hadamard", {"rotate_cache": True}))
+    return tuple(rows)
+
+
+ROTATE = _rotations("randomized_hadamard", "hadamard", heads=False, online=False)
+"""The passes of R1 alone."""
+
+ROTATIONS: Mapping[str, tuple[bool, bool]] = {
+    "R1": (False, False),
+    "R1, R2": (True, False),
+    "R1, R2, R3, R4": (True, True),
 }
-"""The passes of each row of the tables."""
+"""Sets of rotations by name: with those of heads, with those that are computed online."""
 
-ROTATIONS = ("R1", "R1, R2", "R1, R2, R3, R4")
-"""Sets of rotations that rows of both kinds of matrices are named after."""
-
-_HEAD = {
-    "overrides": {"*lm_head*": "int8_g64"},
-    "data_free": ["*lm_head*"],
+_MATRICES = {
+    "KLT": ("klt_hadamard", "klt_hadamard"),
+    "Hadamard": ("randomized_hadamard", "hadamard"),
 }
 
 
-def _weights(bits: int, group: int) -> Row:
-    """GPTQ in groups as in the recipe ``int4_gptq``; a language head in 8 bits."""
-    options = {"format": f"int{bits}_g{group}_asym_f16", "solver": "gptq", "write": "dequantize"}
-    return "quantize_weights", {**options, **_HEAD}
+def _smooth(fmt: Format) -> tuple[Row, ...]:
+    """SmoothQuant with the exponent searched; for float activations AWQ."""
+    options: dict[str, Any] = {"format": fmt.weights, "through_cache": True}
+    if fmt.bits:
+        options.update(alpha="search", activation_bits=fmt.bits, granularity=fmt.granularity)
+    else:
+        options.update(objective="awq")
+    return (("smooth_activations", options),)
 
 
-def _activations(bits: int, **options: Any) -> Row:
-    return "quantize_activations", {"bits": bits, "exclude": ["*lm_head*"], **options}
+def _learned(key: str) -> Callable[[Format], tuple[Row, ...]]:
+    """A learned transform, told what it will be rounded to; 8 bits for float activations."""
+
+    def rows(fmt: Format) -> tuple[Row, ...]:
+        return ((key, {"weight_format": fmt.weights, "activation_bits": fmt.bits or 8}),)
+
+    return rows
 
 
-_INT8: Row = ("quantize_weights", {"format": "int8_channel", "write": "dequantize"})
+def _fixed(*rows: Row) -> Callable[[Format], tuple[Row, ...]]:
+    return lambda fmt: rows
 
 
-def _formats(group: int, small_group: int) -> dict[str, tuple[Row, ...]]:
+TRANSFORMS: Mapping[str, Transform] = {
+    "none": Transform(rows=_fixed()),
+    "smooth": Transform(rows=_smooth),
+    **{
+        f"{kind} {name}": Transform(rows=_fixed(*_rotations(*matrices, heads=heads, online=online)))
+        for kind, matrices in _MATRICES.items()
+        for name, (heads, online) in ROTATIONS.items()
+    },
+    "affine": Transform(rows=_learned("migrate_affine"), learns_clip=True),
+    "flat": Transform(rows=_learned("flatten_affine"), learns_clip=True),
+    "ost": Transform(rows=_learned("learn_rotation")),
+}
+"""The rows of the tables."""
+
+
+def _formats(group: int, small_group: int) -> dict[str, Format]:
+    large, small = f"int4_g{group}", f"int4_g{small_group}"
     return {
-        "W8A8 token": (_activations(8), _INT8),
-        "W8A8 static": (_activations(8, granularity="tensor", symmetric=False), _INT8),
-        f"W4 g{group}": (_weights(4, group),),
-        f"W3 g{group}": (_weights(3, group),),
-        f"W4A8 g{group}": (_activations(8), _weights(4, group)),
-        f"W4A4 g{small_group}": (_activations(4, clip=0.9), _weights(4, small_group)),
+        "W8A8 token": Format(weights="int8_channel", bits=8),
+        "W8A8 static": Format(weights="int8_channel", bits=8, granularity="tensor"),
+        f"W4 g{group}": Format(weights=large, by_gptq=True),
+        f"W3 g{group}": Format(weights=f"int3_g{group}", by_gptq=True),
+        f"W4A8 g{group}": Format(weights=large, bits=8, by_gptq=True),
+        f"W4A4 g{small_group}": Format(weights=small, bits=4, clip=0.9, by_gptq=True),
     }
 
 
-FORMATS: Mapping[str, Mapping[str, tuple[Row, ...]]] = {
+FORMATS: Mapping[str, Mapping[str, Format]] = {
     "smollm2": _formats(128, 64),
     "minilm": _formats(128, 64),
     "whisper-tiny-en": _formats(128, 64),
     "digits-vit": _formats(32, 32),
 }
-"""The passes of each column, for each model; the vision transformer is 64 channels wide."""
+"""The columns for each model; the vision transformer is 64 channels wide."""
 
 
 def recipe_of(name: str, rows: Sequence[Row]) -> Recipe:

@@ -24,7 +24,15 @@ from onnxq.models.registry import tasks
 from onnxq.models.result_cells import Feeds, distance, figure, keep
 from onnxq.models.smollm2 import SmolLm2
 from onnxq.models.task import Task
-from onnxq.models.transform_grid import FORMATS, PREPARE, ROTATIONS, TRANSFORMS, Row, recipe_of
+from onnxq.models.transform_grid import (
+    FORMATS,
+    PREPARE,
+    ROTATIONS,
+    SUPPORT,
+    TRANSFORMS,
+    Row,
+    recipe_of,
+)
 from onnxq.passes.runner import RecipeResult, run_recipe
 
 __all__ = [
@@ -34,6 +42,13 @@ __all__ = [
     "transform_section",
     "transform_tasks",
 ]
+
+
+Given = tuple[Mapping[str, Path], Feeds, Feeds]
+"""The float files of a task, calibration inputs, and held-back ones, by role."""
+
+Transformed = tuple[Mapping[str, ir.Model], float]
+"""The transformed models by role, and the seconds that took."""
 
 
 def transform_tasks() -> dict[str, Task]:
@@ -93,54 +108,58 @@ def _file(folder: Path, transforms: str, fmt: str) -> Path:
     return folder / f"{transforms}-{fmt}.json".replace(", ", "+").replace(" ", "_").lower()
 
 
-def _measure_row(
-    task: Task,
-    folder: Path,
-    name: str,
-    formats: Sequence[str],
-    given: tuple[Mapping[str, Path], Feeds, Feeds],
-) -> None:
-    """The cells of one set of transforms, which are applied once for all formats."""
-    built, calibration, held_back = given
+def _measure_row(task: Task, folder: Path, name: str, formats: Sequence[str], given: Given) -> None:
+    """The cells of one set of transforms, applied once for all formats that ask for the same."""
+    transform = TRANSFORMS[name]
+    applied: dict[str, Transformed | OnnxqError] = {}
+    for key in formats:
+        fmt = FORMATS[task.name][key]
+        rows = transform.rows(fmt)
+        if repr(rows) not in applied:
+            applied = {repr(rows): _transformed(name, rows, given)}  # one at a time in memory
+        found = applied[repr(rows)]
+        cell = (
+            _refused(found)
+            if isinstance(found, OnnxqError)
+            else _measure(task, found, fmt.rows(clip_is_learned=transform.learns_clip), given)
+        )
+        keep(_file(folder, name, key), cell)
+
+
+def _transformed(name: str, rows: Sequence[Row], given: Given) -> Transformed | OnnxqError:
+    built, calibration, _ = given
     start = time.perf_counter()
     try:
-        recipe = recipe_of(name, (*PREPARE, *TRANSFORMS[name]))
+        recipe = recipe_of(name, (*PREPARE, *rows))
         results = {
             role: run_recipe(load(path), recipe, samples=calibration[role], check="off")
             for role, path in built.items()
         }
-        _refuse_idle(results, len(PREPARE))
+        _refuse_idle(results)
     except OnnxqError as error:
-        for fmt in formats:
-            keep(_file(folder, name, fmt), _refused(error))
-        return
-    seconds = time.perf_counter() - start
+        return error
     models = {role: result.model for role, result in results.items()}
-    for fmt in formats:
-        cell = _measure(task, built, models, FORMATS[task.name][fmt], calibration, held_back)
-        keep(_file(folder, name, fmt), {**cell, "transform_seconds": seconds})
+    return models, time.perf_counter() - start
 
 
-def _refuse_idle(results: Mapping[str, RecipeResult], prepared: int) -> None:
+def _refuse_idle(results: Mapping[str, RecipeResult]) -> None:
     """Raise when a transform changed no file: the cells would be those without it."""
-    for reports in zip(*(result.steps[prepared:] for result in results.values()), strict=True):
-        if any(step.report.modified for step in reports):
+    for steps in zip(*(result.steps[len(PREPARE) :] for result in results.values()), strict=True):
+        key = steps[0].step.key()
+        if key in SUPPORT or any(step.report.modified for step in steps):
             continue
-        reasons = Counter(site.reason for step in reports for site in step.report.left)
+        reasons = Counter(site.reason for step in steps for site in step.report.left)
         raise UnsupportedGraph(
-            f"{reports[0].step.key()} changed nothing: "
+            f"{key} changed nothing: "
             + "; ".join(f"{count} sites: {why}" for why, count in reasons.most_common(3))
         )
 
 
 def _measure(
-    task: Task,
-    built: Mapping[str, Path],
-    models: Mapping[str, ir.Model],
-    rows: Sequence[Row],
-    calibration: Feeds,
-    held_back: Feeds,
+    task: Task, transformed: Transformed, rows: Sequence[Row], given: Given
 ) -> dict[str, Any]:
+    built, calibration, held_back = given
+    models, transform_seconds = transformed
     start = time.perf_counter()
     try:
         recipe = recipe_of("formats", rows)
@@ -153,7 +172,12 @@ def _measure(
         apart = distance(task, built, done, held_back)
     except OnnxqError as error:
         return _refused(error)
-    return {"metric": metrics[task.primary], "seconds": seconds, **apart}
+    return {
+        "metric": metrics[task.primary],
+        "seconds": seconds,
+        "transform_seconds": transform_seconds,
+        **apart,
+    }
 
 
 def _refused(error: OnnxqError) -> dict[str, Any]:
@@ -175,8 +199,10 @@ def transform_part(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "Rows: what is done before rounding; columns: weights and activations in bits. W8A8: int8 "
         "weights per channel, rounded to nearest, with activations in int8, a scale for each token "
         "or one calibrated scale for each tensor. W4 and W3: GPTQ with zero points in groups, a "
-        "language head in 8 bits and its input in float. A8, A4: a scale for each token; of 4 bits "
-        "0.9 of its range. Each cell: the model's metric, and in brackets how far its outputs are "
+        "language head in 8 bits and its input in float. A8, A4: a scale for each token; in 4 bits "
+        "0.9 of its range, or what was learned. `smooth`: SmoothQuant with its exponent searched, "
+        "AWQ where activations stay in float. KLT: principal components, then a Hadamard matrix. "
+        "Each cell: the model's metric, and in brackets how far its outputs are "
         "from the float model's on held-back inputs. See [transforms.md](transforms.md).",
         "",
     ]

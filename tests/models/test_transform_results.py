@@ -9,7 +9,15 @@ import pytest
 from onnxq.graph import save
 from onnxq.models import result_cells, results, transform_results
 from onnxq.models.task import Task
-from onnxq.models.transform_grid import FORMATS, ROTATIONS, TRANSFORMS, recipe_of
+from onnxq.models.transform_grid import (
+    FORMATS,
+    PREPARE,
+    ROTATIONS,
+    TRANSFORMS,
+    Format,
+    Transform,
+    recipe_of,
+)
 from onnxq.models.transform_results import (
     finished_transforms,
     measure_transforms,
@@ -68,13 +76,17 @@ class Tiny(Task):
         return {"distance": float(np.abs(outputs[0] - outputs[1]).mean())}
 
 
+def fixed(*rows):
+    return Transform(rows=lambda fmt: rows)
+
+
+INT3 = Format(weights="int3_g32")
+
+
 @pytest.fixture
 def grid(monkeypatch):
-    rows = {"none": (), "smooth": TRANSFORMS["smooth"], "missing": (("rotate_everything", {}),)}
-    columns = {
-        "W8A8 token": FORMATS["minilm"]["W8A8 token"],
-        "W3": (("quantize_weights", {"format": "int3_g32"}),),
-    }
+    rows = {"none": fixed(), "smooth": TRANSFORMS["smooth"], "missing": fixed(("rotate_all", {}))}
+    columns = {"W8A8 token": FORMATS["minilm"]["W8A8 token"], "W3": INT3}
     monkeypatch.setattr(transform_results, "TRANSFORMS", rows)
     monkeypatch.setattr(transform_results, "FORMATS", {"tiny": columns})
     monkeypatch.setattr(transform_results, "tasks", lambda: {"tiny": Tiny()})
@@ -85,7 +97,7 @@ def test_smoothing_lowers_the_error_and_a_missing_pass_is_a_sentence(grid, tmp_p
     assert found["smooth"]["W8A8 token"]["metric"] < 0.5 * found["none"]["W8A8 token"]["metric"]
     assert found["smooth"]["W8A8 token"]["sqnr_db"] > found["none"]["W8A8 token"]["sqnr_db"]
     for cell in found["missing"].values():
-        assert cell["refused"].startswith("RecipeError: There is no pass 'rotate_everything'")
+        assert cell["refused"].startswith("RecipeError: There is no pass 'rotate_all'")
 
 
 def test_cells_are_measured_once_and_a_lost_one_alone(grid, tmp_path):
@@ -102,23 +114,44 @@ def test_cells_are_measured_once_and_a_lost_one_alone(grid, tmp_path):
 
 
 def test_a_transform_that_changed_nothing_is_no_figure(grid, monkeypatch, tmp_path):
-    idle = ("smooth_activations", {"exclude": ("*",)})
-    monkeypatch.setattr(transform_results, "TRANSFORMS", {"smooth": (idle,)})
+    idle = fixed(("smooth_activations", {"exclude": ("*",)}))
+    monkeypatch.setattr(transform_results, "TRANSFORMS", {"smooth": idle})
     cell = measure_transforms(Tiny(), tmp_path)["smooth"]["W3"]
     assert cell["refused"].startswith("UnsupportedGraph: smooth_activations changed nothing: ")
 
 
 def test_a_format_that_refuses_leaves_the_others(grid, monkeypatch, tmp_path):
-    columns = {
-        "good": (("quantize_weights", {"format": "int3_g32"}),),
-        "bad": (("quantize_weights", {"solver_options": {"damping": 1}}),),
-        "worse": (("quantize_weights", {"bits": 3}),),
-    }
+    columns = {"good": INT3, "bad": Format(weights="int5.5_g32")}
     monkeypatch.setattr(transform_results, "FORMATS", {"tiny": columns})
     row = measure_transforms(Tiny(), tmp_path, rows=["none"])["none"]
     assert "metric" in row["good"]
-    assert "damping" in row["bad"]["refused"]
-    assert "does not take these options" in row["worse"]["refused"]
+    assert "int5.5_g32" in row["bad"]["refused"]
+
+
+def test_a_transform_runs_once_for_formats_that_ask_for_the_same(grid, monkeypatch, tmp_path):
+    seen = []
+    real = transform_results.run_recipe
+
+    def counted(model, recipe, **options):
+        seen.append(recipe.name)
+        return real(model, recipe, **options)
+
+    monkeypatch.setattr(transform_results, "run_recipe", counted)
+    measure_transforms(Tiny(), tmp_path, rows=["none"])
+    assert seen == ["none", "formats", "formats"]
+    seen.clear()
+    measure_transforms(Tiny(), tmp_path, rows=["smooth"])  # AWQ for weights alone
+    assert seen == ["smooth", "formats", "smooth", "formats"]
+
+
+def test_learned_clips_are_not_cut_again():
+    fmt = Format(weights="int4_g64", bits=4, clip=0.9, by_gptq=True)
+    assert fmt.rows(clip_is_learned=False)[0][1]["clip"] == 0.9
+    assert "clip" not in fmt.rows(clip_is_learned=True)[0][1]
+    assert [key for key, _ in fmt.rows(clip_is_learned=True)] == [
+        "quantize_activations",
+        "quantize_weights",
+    ]
 
 
 def made_up():
@@ -168,12 +201,13 @@ def test_the_part_ends_the_page_and_is_absent_without_cells():
 
 
 def test_every_row_and_column_takes_the_options_of_its_passes():
-    known = all_passes()
-    for name, rows in TRANSFORMS.items():
-        recipe_of(name, [row for row in rows if row[0] in known])
     for columns in FORMATS.values():
-        for name, rows in columns.items():
-            recipe_of(name, rows)
+        for fmt in columns.values():
+            recipe_of("columns", fmt.rows(clip_is_learned=False))
+            for name, transform in TRANSFORMS.items():
+                recipe_of(
+                    name, [*PREPARE, *(r for r in transform.rows(fmt) if r[0] in all_passes())]
+                )
     assert set(transform_tasks()) == set(FORMATS)
 
 

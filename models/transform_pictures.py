@@ -1,0 +1,190 @@
+"""``python -m onnxq.models.transform_pictures docs/passes``: a picture for every transform.
+
+Each is drawn from a layer of a real model: the magnitude of every channel before the pass and after
+it, for the layer where the tallest channel stood out most. Models are built where the tasks of the
+zoo keep them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import OnnxqError, UnsupportedGraph
+from onnxq.evaluate.channel_picture import Panel, write_picture
+from onnxq.graph import find_sites, load
+from onnxq.models.registry import task
+from onnxq.models.roles import task_folder
+from onnxq.models.task import Task
+from onnxq.models.transform_grid import PREPARE, ROTATE, Row, recipe_of
+from onnxq.passes.outlier_picture import activation_panels, weight_panel
+from onnxq.passes.runner import run_recipe
+from onnxq.passes.site_outliers import measure_outliers, pair_sites
+
+__all__ = ["PICTURES", "Picture", "draw", "panels_of"]
+
+_SAMPLES = 2
+_CALIBRATION = 8
+_LABELS = ("before", "after")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """Where the picture of a pass comes from.
+
+    Attributes:
+        task: name of the model's task.
+        options: of the pass.
+        before: passes that run first, in both panels.
+        shows: ``activation``, what the site reads, or ``weight``, by output channel.
+    """
+
+    task: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    before: tuple[Row, ...] = ()
+    shows: Literal["activation", "weight"] = "activation"
+
+
+_BATCH_NORM: Row = ("fold_batch_norm", {})
+
+PICTURES: Mapping[str, Picture] = {
+    "smooth_activations": Picture(task="smollm2"),
+    "equalize_layers": Picture(task="efficientnet-lite0", before=(_BATCH_NORM,), shows="weight"),
+    "absorb_bias": Picture(task="efficientnet-lite0", before=(_BATCH_NORM,)),
+    "reparameterize_norm": Picture(task="digits-vit"),
+    "fold_norm_scales": Picture(task="smollm2", before=(("untie_weights", {}),)),
+    "center_residual": Picture(task="digits-vit"),
+    "rotate_residual": Picture(task="smollm2", before=ROTATE[:-1]),
+    "rotate_heads": Picture(task="smollm2", options={"rotate_cache": True}),
+    "insert_online_hadamard": Picture(task="smollm2", options={"which": ("r4",)}),
+    "flatten_channels": Picture(task="minilm"),
+    "split_layer": Picture(task="minilm", shows="weight"),
+    "permute_channels": Picture(task="minilm"),
+    "split_low_rank": Picture(task="digits-vit"),
+    "migrate_affine": Picture(task="digits-vit"),
+    "flatten_affine": Picture(task="digits-vit"),
+    "learn_rotation": Picture(task="digits-vit"),
+}
+"""A picture for each transform, by the key of its pass."""
+
+
+def main() -> None:
+    """Draw the pictures asked for; what cannot be drawn is told, and the others go on."""
+    parser = argparse.ArgumentParser(prog="python -m onnxq.models.transform_pictures")
+    parser.add_argument("folder", type=Path, help="where <key>.svg is written")
+    parser.add_argument("--only", nargs="*", choices=PICTURES, help="keys of passes; else all")
+    parser.add_argument("--ending", choices=("svg", "html"), default="svg")
+    options = parser.parse_args()
+    for key in options.only or PICTURES:
+        path = options.folder / f"{key}.{options.ending}"
+        try:
+            draw(key, path)
+        except OnnxqError as error:
+            sys.stderr.write(f"{key}: {type(error).__name__}: {error}\n")
+        else:
+            sys.stderr.write(f"{path}\n")
+
+
+def draw(key: str, path: Path) -> None:
+    """Run the pass on its model and write its picture.
+
+    Raises:
+        UnsupportedGraph: the pass changed nothing that could be drawn.
+        OnnxqError: the model could not be built, or the pass refused.
+    """
+    picture = PICTURES[key]
+    job = task(picture.task)
+    title, panels = panels_of(key, picture, job, job.built(task_folder(job.name)))
+    across = "channel" if picture.shows == "activation" else "output channel"
+    write_picture(path, title, panels, across)
+
+
+def panels_of(
+    key: str, picture: Picture, job: Task, built: Mapping[str, Path]
+) -> tuple[str, list[Panel]]:
+    """The title and the panels of one picture.
+
+    Args:
+        key: of the pass.
+        picture: what to draw.
+        job: gives the samples.
+        built: the float files of the model; the last one is drawn.
+
+    Raises:
+        UnsupportedGraph: the pass changed nothing that could be drawn.
+    """
+    role = list(built)[-1]
+    samples = job.calibration(built)[role][:_CALIBRATION]
+    first = run_recipe(
+        load(built[role]), recipe_of("before", (*PREPARE, *picture.before)), samples=samples,
+        check="off",
+    ).model  # fmt: skip
+    last = run_recipe(
+        first, recipe_of(key, [(key, dict(picture.options))]), samples=samples, check="off"
+    ).model
+    choose = _tallest_activation if picture.shows == "activation" else _tallest_weight
+    site, panels = choose(key, first, last, samples[:_SAMPLES])
+    what = "what {} reads" if picture.shows == "activation" else "weight of {}"
+    return f"{key} on {job.title}: {what.format(site)}", panels
+
+
+def _tallest_activation(
+    key: str, first: ir.Model, last: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]
+) -> tuple[str, list[Panel]]:
+    """The changed activation whose tokens had the greatest max-to-RMS."""
+    sides = [measure_outliers(model, samples, qsur_columns=0) for model in (first, last)]
+    moved = [
+        (old.activation.row_max_to_rms, old, new)
+        for old, new in pair_sites(*sides)
+        if old.activation is not None
+        and new.activation is not None
+        and not _are_alike(old.peaks, new.peaks)
+    ]
+    for _, old, new in sorted(moved, key=lambda found: -found[0]):
+        panels = activation_panels((old, new), _LABELS)
+        if panels is not None:
+            return old.site, panels
+    raise UnsupportedGraph(f"{key} changed no activation of this model: there is nothing to draw.")
+
+
+def _tallest_weight(
+    key: str, first: ir.Model, last: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]
+) -> tuple[str, list[Panel]]:
+    """The changed weight whose output channels differed most: the greatest over the median."""
+    after = {site.name: site for site in find_sites(last)}
+    found: list[tuple[float, str, list[Panel]]] = []
+    for site in find_sites(first):
+        twin = after.get(site.name)
+        if twin is None or any(one.weight is None or one.refusal for one in (site, twin)):
+            continue
+        panels = [
+            weight_panel(one, label) for one, label in zip((site, twin), _LABELS, strict=True)
+        ]
+        old, new = panels
+        if not site.is_embedding and not _are_alike(old.peaks, new.peaks):
+            spread = float(old.peaks.max() / max(np.median(old.peaks), 1e-12))
+            found.append((spread, site.name, panels))
+    if not found:
+        raise UnsupportedGraph(f"{key} changed no weight of this model: there is nothing to draw.")
+    _, name, panels = max(found, key=lambda one: one[0])
+    return name, panels
+
+
+def _are_alike(old: np.ndarray | None, new: np.ndarray | None) -> bool:
+    return (
+        old is not None
+        and new is not None
+        and old.shape == new.shape
+        and np.allclose(old, new, rtol=1e-3)
+    )
+
+
+if __name__ == "__main__":
+    main()
