@@ -13,10 +13,10 @@ from onnxq.graph.opset import opset_of
 from onnxq.graph.weight_source import stored_weight
 from onnxq.graph.weights import add_weight, read_weight
 from onnxq.passes.channel_weights import drop_unread
-from onnxq.passes.match import home_of, import_domain
+from onnxq.passes.match import home_of
 from onnxq.passes.rotation_bridges import insert_behind
 
-__all__ = ["centering_bridge", "to_rms_norm", "without_mean"]
+__all__ = ["centering_bridge", "open_skip_norm", "to_rms_norm", "without_mean"]
 
 Array = npt.NDArray[Any]
 
@@ -73,8 +73,37 @@ def to_rms_norm(model: ir.Model, node: ir.Node, *, standard: bool) -> None:
         return
     node.resize_outputs(1)
     node.op_type = "RMSNormalization" if standard else "SimplifiedLayerNormalization"
-    if not standard:
-        import_domain(model, node)
+
+
+def open_skip_norm(model: ir.Model, node: ir.Node) -> None:
+    """Write a Skip norm as an addition, of a bias too where it has one, and a norm."""
+    graph = node.graph
+    if graph is None:
+        return
+    layer = node.op_type == "SkipLayerNormalization"
+    at = 4 if layer else 3
+    terms = [ir.node("Add", [node.inputs[0], node.inputs[1]])]
+    if len(node.inputs) > at and node.inputs[at] is not None:
+        terms.append(ir.node("Add", [terms[0].outputs[0], node.inputs[at]]))
+    for term in terms:
+        value = term.outputs[0]
+        value.name = unique_value_name(graph, f"{node.outputs[0].name}_sum")
+        term.name = value.name
+        value.dtype, value.shape = node.outputs[0].dtype, node.outputs[0].shape
+    graph.insert_before(node, terms)
+    total = terms[-1].outputs[0]
+    if len(node.outputs) > 3:
+        node.outputs[3].replace_all_uses_with(total)
+    bias = node.inputs[3] if layer and len(node.inputs) > 3 else None
+    scale = node.inputs[2]
+    inputs = [total, scale] if bias is None else [total, scale, bias]
+    node.resize_inputs(len(inputs))
+    for index, value in enumerate(inputs):
+        node.replace_input_with(index, value)
+    node.resize_outputs(1)
+    node.op_type = "LayerNormalization" if layer else "SimplifiedLayerNormalization"
+    node.domain = ""
+    node.attributes.add(ir.AttrInt64("axis", -1))
 
 
 def _is_zero(bias: ir.Value) -> bool:

@@ -21,13 +21,14 @@ from onnxq.graph.norms import Norm, find_norms
 from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.weight_source import stored_weight
-from onnxq.graph.weights import read_weight, replace_weight, weight_tensor
+from onnxq.graph.weights import add_weight, read_weight, replace_weight, weight_tensor
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.channel_labels import Labels, Leave, along, named
 from onnxq.passes.channel_norms import NORMS
 from onnxq.passes.channel_region import Options, Region
 from onnxq.passes.channel_views import VIEWS
 from onnxq.passes.channel_weights import drop_unread
+from onnxq.passes.match import home_of
 from onnxq.passes.migration import refuse_calibrated
 from onnxq.passes.migration_rules import follow_scale
 from onnxq.passes.migration_weights import ScaledWeights
@@ -104,12 +105,13 @@ def _fold(model: ir.Model, norm: Norm, by_node: dict[ir.Node, Site]) -> str | No
             return f"its bias cannot be folded: {reason}"
         for site, axis in region.readers.items():
             _shift(model, region, site, axis, shift)
-        _drop_bias(norm, node)
     weights = region.weights
     if isinstance(weights, ScaledWeights):
         # The norm's own scale is divided by itself, but where it is 0: it is 1 in the end.
         weights.scale(model, scale)
     _set_ones(node)
+    if shift is not None:
+        _clear_bias(model, norm, node)
     return None
 
 
@@ -160,10 +162,19 @@ def _shift(model: ir.Model, region: Region, site: Site, axis: int, shift: Array)
     shift_input(model, site, lambda: known[ids])
 
 
-def _drop_bias(norm: Norm, node: ir.Node) -> None:
+def _clear_bias(model: ir.Model, norm: Norm, node: ir.Node) -> None:
+    """Write zeros for the bias: without one, ONNX Runtime's fusions crash (1.31.1)."""
     at = 2 if node.op_type == "LayerNormalization" else 3
     old = node.inputs[at]
-    node.replace_input_with(at, None)
+    if norm.bias is None or old is None:
+        return
+    tensor = weight_tensor(norm.bias)
+    zeros = np.zeros([int(size) for size in tensor.shape.numpy()], tensor.dtype.numpy())
+    name = f"{norm.bias.name}_folded"
+    own = add_weight(
+        home_of(model, node), name, shape=zeros.shape, dtype=tensor.dtype, compute=zeros
+    )
+    node.replace_input_with(at, own)
     drop_unread(old)
 
 

@@ -21,9 +21,17 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import CalibrationError, FormatError
+from onnxq.graph.stage import clone_model
 from onnxq.numerics.rotation import KINDS, Kind, Rotation, make_rotation
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
-from onnxq.passes.rotation_streams import Stream, covariance_of, find_streams, rotate_stream
+from onnxq.passes.rotation_streams import (
+    Stream,
+    Streams,
+    covariance_of,
+    find_streams,
+    open_skip_norms,
+    rotate_stream,
+)
 
 __all__ = ["RotateResidual"]
 
@@ -79,7 +87,7 @@ class RotateResidual(Pass):
             UnsupportedGraph: the model is calibrated or quantized already.
             CalibrationError: a covariance is needed, and there are no samples.
         """
-        streams = find_streams(model, bridges=self.bridges)
+        streams = self._streams(model)
         reports = [SiteReport(site=name, reason=why) for name, why in streams.refused.items()]
         modified = False
         for stream in streams.found:
@@ -94,6 +102,18 @@ class RotateResidual(Pass):
             reports.append(SiteReport(site=stream.name, note=note))
             modified = True
         return PassReport(modified=modified, sites=tuple(reports))
+
+    def _streams(self, model: ir.Model) -> Streams:
+        """The streams, with Skip norms taken apart where that makes one more possible."""
+        streams = find_streams(model, bridges=self.bridges)
+        if streams.refused and self.bridges:
+            trial = clone_model(model)
+            if open_skip_norms(trial):
+                again = find_streams(trial, bridges=self.bridges)
+                if len(again.found) > len(streams.found):
+                    open_skip_norms(model)
+                    return find_streams(model, bridges=self.bridges)
+        return streams
 
     def _rotation(self, model: ir.Model, stream: Stream, context: Context) -> Rotation:
         covariance = None

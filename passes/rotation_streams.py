@@ -24,12 +24,13 @@ from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.topology import ResidualStream, Topology
 from onnxq.numerics.rotation import Rotation, as_rotation
 from onnxq.passes.base import Samples
+from onnxq.passes.centered_norms import open_skip_norm
 from onnxq.passes.migration import refuse_calibrated
 from onnxq.passes.rotation_bridges import matrix_bridge
-from onnxq.passes.rotation_rules import follow_rotation
+from onnxq.passes.rotation_rules import SCALE_OF, follow_rotation, is_uniform
 from onnxq.passes.rotation_space import Space, find_space
 
-__all__ = ["Stream", "Streams", "covariance_of", "find_streams", "rotate_stream"]
+__all__ = ["Stream", "Streams", "covariance_of", "find_streams", "open_skip_norms", "rotate_stream"]
 
 Array = npt.NDArray[Any]
 
@@ -101,6 +102,23 @@ def find_streams(model: ir.Model, *, bridges: int = 0) -> Streams:
             name, reason = outcome
             refused[name] = reason
     return Streams(found=tuple(found), refused=refused)
+
+
+def open_skip_norms(model: ir.Model) -> int:
+    """Write Skip norms that keep their scales as an addition and a norm; returns how many.
+
+    A product with the matrix can be put between the two.
+    """
+    nodes = [
+        norm.node
+        for norm in Topology(model).norms
+        if norm.node is not None
+        and norm.node.op_type.startswith("Skip")
+        and not is_uniform(norm.node.inputs[SCALE_OF[norm.node.op_type]])
+    ]
+    for node in nodes:
+        open_skip_norm(model, node)
+    return len(nodes)
 
 
 def rotate_stream(
