@@ -129,7 +129,7 @@ class Space(Region):
         """
         self.turned.rotate(model, self.width, maps, scratch)
         for value in self.entries:
-            inside = [use for use in value.uses() if self._is_inside(use.node, value)]
+            inside = [use for use in value.uses() if (value, use.node) not in self.exits]
             turned = build(model, value, self.labels[value].axes[0], True)
             for use in inside:
                 use.node.replace_input_with(use.idx, turned)
@@ -171,8 +171,6 @@ class Space(Region):
             self.entries[value] = f"it comes from the graph input {value.name!r}"
         else:
             self._step(producer, value, labels)
-        if value in self.entries and value is not self._start:
-            return  # what else reads it takes it as it is
         for node in dict.fromkeys(value.consumers()):
             if producer is not None and node.graph is not producer.graph:
                 raise Leave(f"{value.name!r} is read inside the body of another operator")
@@ -183,15 +181,23 @@ class Space(Region):
         try:
             self._rule(self, node, value, labels)
         except Leave as left:
-            kind = node.op_type
-            if self.site_of(node) is not None or kind in ATTENTION or kind.startswith("Skip"):
+            if not self._can_bridge(node, value):
                 raise
-            if kind in NORMS and value is node.outputs[0] and value is not self._start:
-                raise  # post-norm: there would be a bridge for every layer
             if value in node.outputs:
                 self.entries[value] = str(left)
             else:
                 self.exits[value, node] = str(left)
+
+    def _can_bridge(self, node: ir.Node, value: ir.Value) -> bool:
+        """Whether the channels may end at a node that does not take them."""
+        if value in self.entries and value not in node.outputs:
+            return True  # it reads the value as it was before the bridge
+        kind = node.op_type
+        if self.site_of(node) is not None or kind in ATTENTION or kind.startswith("Skip"):
+            return False
+        # In a post-norm network there would be a bridge for every layer.
+        writes = kind in NORMS and value is node.outputs[0]
+        return not writes or value is self._start
 
     def _constant(self, value: ir.Value, labels: Labels) -> None:
         """A stored weight that is moved about before it is added takes the matrix itself."""
