@@ -35,6 +35,7 @@ from onnxq.calibration.collect import Ranges
 from onnxq.calibration.observers import Method
 from onnxq.calibration.readings import ConvReading, LinearReading, reading_of
 from onnxq.errors import CalibrationError, RecipeError, UnsupportedGraph
+from onnxq.graph.activation_clip import clip_of
 from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage
@@ -68,7 +69,7 @@ class QuantizeActivations(Pass):
             over positions, for each sample); ``tensor``, one scale found on calibration samples.
         symmetric: without a zero point.
         clip: share of the range of a token that is kept, for ``token``: values beyond are cut
-            off, the others get finer steps.
+            off, the others get finer steps. Multiplies what a learned transform has recorded.
         observer: how the range is chosen, for ``tensor``.
         percentile: percentage of the values inside the range, for observer ``percentile``.
         overrides: bits by name pattern, or operator type, of sites; the first match wins.
@@ -204,7 +205,7 @@ class QuantizeActivations(Pass):
                 axes=axes,
                 bits=self._bits_of(site),
                 symmetric=self.symmetric,
-                clip=self.clip,
+                clip=self.clip * clip_of(value),
             )
         )
 

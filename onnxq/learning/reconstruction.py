@@ -3,12 +3,13 @@
 Blocks are visited in execution order. For block b with float function f and its quantized
 simulation g(·; θ), θ is found by Adam on a falling cosine rate from
 
-    min over θ   Σ over samples, Σ over outputs v   ‖g_v(x̃; θ) − f_v(x)‖² / E‖f_v(x)‖²
+    min over θ   E over samples and tokens t, Σ over outputs v   ‖g_vt(x̃; θ) − f_vt(x)‖² / ‖f_vt(x)‖²
 
 where x is the input of the block in the float model and x̃ its input in the model quantized so far
-(or x again, as FlatQuant does). Every output counts relative to its own size, so that a residual
-stream and the norm behind it weigh the same. (BRECQ, Li et al., arXiv:2102.05426, section 3.2;
-AffineQuant, Ma et al., arXiv:2403.12544, eq. 4; FlatQuant, Sun et al., arXiv:2410.09426, eq. 4.)
+(or x again, as FlatQuant does). Every token counts relative to its own size, where the papers take
+the plain squared error: a few tokens of a decoder are hundreds of times as large as the others, and
+the norm behind makes all equal again. (BRECQ, Li et al., arXiv:2102.05426, section 3.2;
+AffineQuant, Ma et al., arXiv:2403.12544; FlatQuant, Sun et al., arXiv:2410.09426.)
 
 The loss over all samples is taken at the start, at some checks on the way and at the end, and what
 is kept is the best of them; the plain block, with nothing learned, competes. So the loss never
@@ -115,7 +116,8 @@ class _Walk:
         )
         learner = learn(block, graph)
         plain = Setting({}, {})
-        targets = [self._hold(self._run(graph, values, plain)) for values in self._float]
+        watching = plain if learner is None else Setting({}, learner.watch())
+        targets = [self._hold(self._run(graph, values, watching)) for values in self._float]
         if learner is None:
             kept, result = plain, None
         else:
@@ -128,7 +130,9 @@ class _Walk:
         for index, target in enumerate(targets):
             now, exact = self._now[index], self._float[index]
             after = target
-            if learner is not None or any(now[name] is not exact[name] for name in block.inputs):
+            if self._schedule.inputs == "quantized" and (
+                learner is not None or any(now[name] is not exact[name] for name in block.inputs)
+            ):
                 after = self._hold(self._run(graph, now, kept))
             self._now[index] = _living(block, now, after)
             self._float[index] = _living(block, exact, target)

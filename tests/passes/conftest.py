@@ -61,3 +61,59 @@ def judge():
 @pytest.fixture
 def kinds():
     return _kinds
+
+
+def _tiny_decoder(layers=2, width=16, heads=2, kv_heads=1, hidden=24, biased=False, seed=0):
+    """A pre-norm decoder without cache, its sites MatMul (and Add): x [2, 6, width] → y."""
+    rng = np.random.default_rng(seed)
+    head = width // heads
+    weights = {
+        "to_q": np.array([0, 0, heads, head], np.int64),
+        "to_kv": np.array([0, 0, kv_heads, head], np.int64),
+        "join": np.array([0, 0, width], np.int64),
+        "repeat": np.array([2, heads, 6, head], np.int64),
+    }
+    lines, x = [], "x"
+
+    def linear(name, given, inputs, outputs):
+        scale = rng.uniform(0.3, 2.0, (inputs, 1)) / np.sqrt(inputs)
+        weights[f"w_{name}"] = (rng.standard_normal((inputs, outputs)) * scale).astype(np.float32)
+        if not biased:
+            return f"{name} = MatMul (given_{name}, w_{name})".replace(f"given_{name}", given)
+        weights[f"b_{name}"] = rng.standard_normal(outputs).astype(np.float32)
+        return f"m_{name} = MatMul ({given}, w_{name})  {name} = Add (m_{name}, b_{name})"
+
+    for i in range(layers):
+        for norm in ("n", "f"):
+            weights[f"g_{norm}{i}"] = rng.uniform(0.2, 3.0, width).astype(np.float32)
+            weights[f"c_{norm}{i}"] = rng.standard_normal(width).astype(np.float32)
+        kv = kv_heads * head
+        lines += [
+            f"n{i} = LayerNormalization <axis = -1> ({x}, g_n{i}, c_n{i})",
+            linear(f"q{i}", f"n{i}", width, width),
+            linear(f"k{i}", f"n{i}", width, kv),
+            linear(f"v{i}", f"n{i}", width, kv),
+            f"qr{i} = Reshape (q{i}, to_q)  qt{i} = Transpose <perm = [0, 2, 1, 3]> (qr{i})",
+            f"kr{i} = Reshape (k{i}, to_kv)  kt{i} = Transpose <perm = [0, 2, 3, 1]> (kr{i})",
+            f"vr{i} = Reshape (v{i}, to_kv)  vt{i} = Transpose <perm = [0, 2, 1, 3]> (vr{i})",
+            f"s{i} = MatMul (qt{i}, kt{i})  p{i} = Softmax <axis = -1> (s{i})",
+            f"e{i} = Expand (vt{i}, repeat)  t{i} = MatMul (p{i}, e{i})",
+            f"tt{i} = Transpose <perm = [0, 2, 1, 3]> (t{i})  o_in{i} = Reshape (tt{i}, join)",
+            linear(f"o{i}", f"o_in{i}", width, width),
+            f"r{i} = Add ({x}, o{i})",
+            f"f{i} = LayerNormalization <axis = -1> (r{i}, g_f{i}, c_f{i})",
+            linear(f"gate{i}", f"f{i}", width, hidden),
+            linear(f"up{i}", f"f{i}", width, hidden),
+            f"a{i} = Sigmoid (gate{i})  z{i} = Mul (gate{i}, a{i})  h{i} = Mul (z{i}, up{i})",
+            linear(f"down{i}", f"h{i}", hidden, width),
+            f"y{i} = Add (r{i}, down{i})",
+        ]
+        x = f"y{i}"
+    lines.append(f"y = Identity ({x})")
+    text = f"main (float[2, 6, {width}] x) => (float[2, 6, {width}] y) {{ {'  '.join(lines)} }}"
+    return _build(text, **weights)
+
+
+@pytest.fixture
+def tiny_decoder():
+    return _tiny_decoder

@@ -1,0 +1,183 @@
+"""Learning the maps of points block by block, for the passes that then fold them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import onnx_ir as ir
+
+from onnxq.formats import parse_format
+from onnxq.passes.affine_points import PointPlan, learning_copy
+from onnxq.passes.base import Context
+
+if TYPE_CHECKING:
+    from onnxq.learning.affine import AffinePoint
+    from onnxq.learning.reconstruction import BlockResult
+
+__all__ = ["Learned", "LearningOptions", "learn_points"]
+
+
+class LearningOptions(Protocol):
+    """The fields of a pass that say how its maps are learned."""
+
+    @property
+    def weight_format(self) -> str:
+        """What weights are rounded to."""
+
+    @property
+    def activation_bits(self) -> int:
+        """What activations are rounded to."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether activations are rounded without a zero point."""
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps for each block."""
+
+    @property
+    def batch(self) -> int:
+        """Samples for each step."""
+
+    @property
+    def samples(self) -> int:
+        """At most how many samples."""
+
+    @property
+    def rate(self) -> float:
+        """Learning rate."""
+
+    @property
+    def balance(self) -> float:
+        """Exponent the scales start from."""
+
+    @property
+    def clip(self) -> bool:
+        """Whether shares of ranges are learned."""
+
+    @property
+    def inputs(self) -> Literal["float", "quantized"]:
+        """What a block is learned on."""
+
+    @property
+    def seed(self) -> int:
+        """Of the order of samples."""
+
+    @property
+    def threads(self) -> int:
+        """Of torch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What was learned.
+
+    Attributes:
+        points: the maps by plan, of the blocks where they are better than nothing.
+        results: of the block of each of these plans.
+        refused: by name of every other site of a plan, why it is left alone.
+        notes: clauses on what happened otherwise than asked.
+    """
+
+    points: Mapping[PointPlan, AffinePoint]
+    results: Mapping[PointPlan, BlockResult]
+    refused: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def learn_points(
+    model: ir.Model,
+    plans: Sequence[PointPlan],
+    points: Mapping[PointPlan, AffinePoint],
+    options: LearningOptions,
+    context: Context,
+) -> Learned:
+    """Learn every point in the block in which all its sites lie.
+
+    Args:
+        model: left as it is.
+        plans: the points of the model.
+        points: what is learned for each of them, named anew after its value in the copy.
+        options: the pass.
+        context: samples and progress.
+
+    Raises:
+        CalibrationError: samples that do not fit.
+        UnsupportedGraph: an operator of a block that torch does not run here.
+    """
+    from onnxq.learning.affine import AffineLearner, AffineRates
+    from onnxq.learning.blocks import Block, find_blocks
+    from onnxq.learning.quantizers import TokenQuantizer, WeightQuantizer
+    from onnxq.learning.reconstruction import Schedule, reconstruct
+    from onnxq.learning.torch_graph import TorchGraph
+
+    copy, names = learning_copy(model, plans)
+    blocks, notes = find_blocks(copy)
+    for plan, name in zip(plans, names, strict=True):
+        points[plan].name = name
+    inside = [{site.output.name for site in block.sites} for block in blocks]
+    homes = {plan: _home(plan, inside) for plan in plans}
+    rates = AffineRates(
+        matrix=options.rate,
+        clip=10.0 * options.rate,
+        balance=options.balance,
+        clip_start=0.95 if options.clip else 1.0,
+    )
+
+    def learner(block: Block, graph: TorchGraph) -> AffineLearner | None:
+        at = blocks.index(block)
+        chosen = [points[plan] for plan in plans if homes[plan] == at]
+        if not chosen:
+            return None
+        return AffineLearner(
+            graph,
+            chosen,
+            weights=WeightQuantizer(fmt=parse_format(options.weight_format)),
+            activations=TokenQuantizer(bits=options.activation_bits, symmetric=options.symmetric),
+            rates=rates,
+        )
+
+    schedule = Schedule(
+        steps=options.steps,
+        batch=options.batch,
+        inputs=options.inputs,
+        seed=options.seed,
+        threads=options.threads,
+    )
+    samples = itertools.islice(iter(context.samples or ()), options.samples)
+    results = reconstruct(copy, samples, blocks, learner, schedule, progress=context.progress)
+    by_name = {result.name: result for result in results}
+    return _sorted(plans, points, homes, [by_name.get(block.name) for block in blocks], notes)
+
+
+def _home(plan: PointPlan, blocks: Sequence[set[str | None]]) -> int | None:
+    """The block that all sites of a plan are in."""
+    wanted = {site.output.name for site in plan.sites}
+    return next((at for at, inside in enumerate(blocks) if wanted <= inside), None)
+
+
+def _sorted(
+    plans: Sequence[PointPlan],
+    points: Mapping[PointPlan, AffinePoint],
+    homes: Mapping[PointPlan, int | None],
+    results: Sequence[BlockResult | None],
+    notes: tuple[str, ...],
+) -> Learned:
+    """Plans that are to be written, and reasons for the others."""
+    kept, of, refused = {}, {}, {}
+    for plan in plans:
+        home = homes[plan]
+        result = None if home is None else results[home]
+        if result is None:
+            why = "it is outside the layers that are learned"
+        elif result.progress is None:
+            why = f"nothing that was learned beat plain rounding in the layer of {result.name!r}"
+        else:
+            kept[plan], of[plan] = points[plan], result
+            continue
+        refused |= {site.name: why for site in plan.sites}
+    return Learned(points=kept, results=of, refused=refused, notes=notes)
