@@ -16,6 +16,7 @@ from onnxq.passes.registry import all_passes
 
 __all__ = [
     "FORMATS",
+    "KLT",
     "PREPARE",
     "ROTATE",
     "ROTATIONS",
@@ -116,6 +117,9 @@ def _rotations(matrix: str, head_matrix: str, *, heads: bool, online: bool) -> t
 
 ROTATE = _rotations("randomized_hadamard", "hadamard", heads=False, online=False)
 """The passes of R1 alone."""
+
+KLT = _rotations("klt", "klt", heads=False, online=False)
+"""R1 into principal components, the largest first."""
 
 ROTATIONS: Mapping[str, tuple[bool, bool]] = {
     "R1": (False, False),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,22 +18,28 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.calibration.values import visit_values
 from onnxq.errors import OnnxqError, UnsupportedGraph
 from onnxq.evaluate.channel_picture import Panel, write_picture
 from onnxq.graph import find_sites, load
+from onnxq.graph.topology import Topology
 from onnxq.models.registry import task
 from onnxq.models.roles import task_folder
 from onnxq.models.task import Task
-from onnxq.models.transform_grid import PREPARE, ROTATE, Row, recipe_of
+from onnxq.models.transform_grid import KLT, PREPARE, ROTATE, Row, recipe_of
 from onnxq.passes.outlier_picture import activation_panels, weight_panel
 from onnxq.passes.runner import run_recipe
-from onnxq.passes.site_outliers import measure_outliers, pair_sites
+from onnxq.passes.site_outliers import (
+    ActivationMeters,
+    SiteOutliers,
+    measure_outliers,
+    pair_sites,
+)
 
 __all__ = ["PICTURES", "Picture", "draw", "panels_of"]
 
 _SAMPLES = 2
 _CALIBRATION = 8
-_LABELS = ("before", "after")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,13 +50,16 @@ class Picture:
         task: name of the model's task.
         options: of the pass.
         before: passes that run first, in both panels.
-        shows: ``activation``, what the site reads, or ``weight``, by output channel.
+        shows: ``activation``, what the site reads; ``weight``, by output channel; or ``stream``,
+            what a norm reads.
+        role: of the file to draw; the last one when None.
     """
 
     task: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     before: tuple[Row, ...] = ()
-    shows: Literal["activation", "weight"] = "activation"
+    shows: Literal["activation", "weight", "stream"] = "activation"
+    role: str | None = None
 
 
 _BATCH_NORM: Row = ("fold_batch_norm", {})
@@ -57,17 +67,19 @@ _BATCH_NORM: Row = ("fold_batch_norm", {})
 PICTURES: Mapping[str, Picture] = {
     "smooth_activations": Picture(task="smollm2"),
     "equalize_layers": Picture(task="efficientnet-lite0", before=(_BATCH_NORM,), shows="weight"),
-    "absorb_bias": Picture(task="efficientnet-lite0", before=(_BATCH_NORM,)),
+    "absorb_bias": Picture(
+        task="pp-ocrv4", role="recognize", before=(_BATCH_NORM, ("equalize_layers", {}))
+    ),
     "reparameterize_norm": Picture(task="digits-vit"),
     "fold_norm_scales": Picture(task="smollm2", before=(("untie_weights", {}),)),
-    "center_residual": Picture(task="digits-vit"),
+    "center_residual": Picture(task="digits-vit", shows="stream"),
     "rotate_residual": Picture(task="smollm2", before=ROTATE[:-1]),
     "rotate_heads": Picture(task="smollm2", options={"rotate_cache": True}),
     "insert_online_hadamard": Picture(task="smollm2", options={"which": ("r4",)}),
     "flatten_channels": Picture(task="minilm"),
     "split_layer": Picture(task="minilm", shows="weight"),
     "permute_channels": Picture(task="minilm"),
-    "split_low_rank": Picture(task="digits-vit"),
+    "split_low_rank": Picture(task="digits-vit", before=KLT),
     "migrate_affine": Picture(task="digits-vit"),
     "flatten_affine": Picture(task="digits-vit"),
     "learn_rotation": Picture(task="digits-vit"),
@@ -102,7 +114,7 @@ def draw(key: str, path: Path) -> None:
     picture = PICTURES[key]
     job = task(picture.task)
     title, panels = panels_of(key, picture, job, job.built(task_folder(job.name)))
-    across = "channel" if picture.shows == "activation" else "output channel"
+    across = "output channel" if picture.shows == "weight" else "channel"
     write_picture(path, title, panels, across)
 
 
@@ -120,43 +132,77 @@ def panels_of(
     Raises:
         UnsupportedGraph: the pass changed nothing that could be drawn.
     """
-    role = list(built)[-1]
+    role = picture.role or list(built)[-1]
     samples = job.calibration(built)[role][:_CALIBRATION]
     first = run_recipe(
         load(built[role]), recipe_of("before", (*PREPARE, *picture.before)), samples=samples,
         check="off",
     ).model  # fmt: skip
-    last = run_recipe(
+    result = run_recipe(
         first, recipe_of(key, [(key, dict(picture.options))]), samples=samples, check="off"
-    ).model
-    choose = _tallest_activation if picture.shows == "activation" else _tallest_weight
-    site, panels = choose(key, first, last, samples[:_SAMPLES])
-    what = "what {} reads" if picture.shows == "activation" else "weight of {}"
+    )
+    last = result.model
+    if picture.shows == "activation":
+        found = _tallest_activation(first, last, samples[:_SAMPLES])
+    elif picture.shows == "stream":
+        found = _tallest_stream(first, last, samples[:_SAMPLES])
+    else:
+        found = _tallest_weight(first, last)
+    if found is None:
+        reasons = Counter(site.reason for site in result.steps[-1].report.left)
+        told = "; ".join(f"{count} sites: {why}" for why, count in reasons.most_common(3))
+        raise UnsupportedGraph(f"{key} changed no {picture.shows} that can be drawn. {told}")
+    site, panels = found
+    what = "weight of {}" if picture.shows == "weight" else "what {} reads"
     return f"{key} on {job.title}: {what.format(site)}", panels
 
 
 def _tallest_activation(
-    key: str, first: ir.Model, last: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]
-) -> tuple[str, list[Panel]]:
-    """The changed activation whose tokens had the greatest max-to-RMS."""
-    sides = [measure_outliers(model, samples, qsur_columns=0) for model in (first, last)]
-    moved = [
-        (old.activation.row_max_to_rms, old, new)
-        for old, new in pair_sites(*sides)
-        if old.activation is not None
-        and new.activation is not None
-        and not _are_alike(old.peaks, new.peaks)
-    ]
-    for _, old, new in sorted(moved, key=lambda found: -found[0]):
-        panels = activation_panels((old, new), _LABELS)
+    first: ir.Model, last: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]
+) -> tuple[str, list[Panel]] | None:
+    """The changed or divided activation whose tokens had the greatest max-to-RMS."""
+    before, after = (measure_outliers(model, samples, qsur_columns=0) for model in (first, last))
+    twins = {old.site: new for old, new in pair_sites(before, after)}
+    for old in sorted(before.values(), key=lambda one: -_ratio(one)):
+        sides, labels = [old], ["before"]
+        if old.site not in twins:  # one site became several, named after it
+            parts = [one for one in after.values() if one.site.startswith(f"{old.site}_")]
+            sides += parts
+            labels += [part.site.removeprefix(f"{old.site}_") + ":" for part in parts]
+        elif not _are_alike(old.peaks, twins[old.site].peaks):
+            sides.append(twins[old.site])
+            labels.append("after")
+        panels = activation_panels(sides, labels) if len(sides) > 1 else None
         if panels is not None:
             return old.site, panels
-    raise UnsupportedGraph(f"{key} changed no activation of this model: there is nothing to draw.")
+    return None
 
 
-def _tallest_weight(
-    key: str, first: ir.Model, last: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]
-) -> tuple[str, list[Panel]]:
+def _tallest_stream(
+    first: ir.Model, last: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]
+) -> tuple[str, list[Panel]] | None:
+    """Of what norms read before and after, that whose tokens had the greatest max-to-RMS."""
+    norms = [Topology(model).norms for model in (first, last)]
+    names = [{v.name or "": norm.name for norm in found for v in norm.inputs} for found in norms]
+    both = [name for name in names[0] if name in names[1]]
+    sides: list[dict[str, SiteOutliers]] = []
+    for model in (first, last):
+        meters = ActivationMeters([(name, -1) for name in both], 0)
+        visit_values(model, both, samples, meters)
+        sides.append({name: meters.as_site(names[0][name], (name, -1)) for name in both})
+    for name in sorted(both, key=lambda name: -_ratio(sides[0][name])):
+        pair = [side[name] for side in sides]
+        panels = activation_panels(pair, ("before", "after"))
+        if panels is not None and not _are_alike(pair[0].peaks, pair[1].peaks):
+            return names[0][name], panels
+    return None
+
+
+def _ratio(site: SiteOutliers) -> float:
+    return 0.0 if site.activation is None else site.activation.row_max_to_rms
+
+
+def _tallest_weight(first: ir.Model, last: ir.Model) -> tuple[str, list[Panel]] | None:
     """The changed weight whose output channels differed most: the greatest over the median."""
     after = {site.name: site for site in find_sites(last)}
     found: list[tuple[float, str, list[Panel]]] = []
@@ -164,17 +210,13 @@ def _tallest_weight(
         twin = after.get(site.name)
         if twin is None or any(one.weight is None or one.refusal for one in (site, twin)):
             continue
-        panels = [
-            weight_panel(one, label) for one, label in zip((site, twin), _LABELS, strict=True)
-        ]
+        sides = zip((site, twin), ("before", "after"), strict=True)
+        panels = [weight_panel(one, label) for one, label in sides]
         old, new = panels
         if not site.is_embedding and not _are_alike(old.peaks, new.peaks):
             spread = float(old.peaks.max() / max(np.median(old.peaks), 1e-12))
             found.append((spread, site.name, panels))
-    if not found:
-        raise UnsupportedGraph(f"{key} changed no weight of this model: there is nothing to draw.")
-    _, name, panels = max(found, key=lambda one: one[0])
-    return name, panels
+    return max(found, key=lambda one: one[0])[1:] if found else None
 
 
 def _are_alike(old: np.ndarray | None, new: np.ndarray | None) -> bool:

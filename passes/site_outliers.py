@@ -25,7 +25,14 @@ from onnxq.graph import find_sites, read_weight
 from onnxq.graph.orientation import to_rows
 from onnxq.graph.sites import Site
 
-__all__ = ["OutlierShift", "OutlierWatch", "SiteOutliers", "measure_outliers", "pair_sites"]
+__all__ = [
+    "ActivationMeters",
+    "OutlierShift",
+    "OutlierWatch",
+    "SiteOutliers",
+    "measure_outliers",
+    "pair_sites",
+]
 
 _FIGURES = ("max_to_rms", "row_max_to_rms", "kurtosis", "qsur")
 
@@ -48,7 +55,7 @@ class SiteOutliers:
     """
 
     site: str
-    weight_name: str | None
+    weight_name: str | None = None
     activation: Outliers | None = None
     weight: Outliers | None = None
     reason: str | None = None
@@ -191,19 +198,13 @@ def measure_outliers(
         visit_values(model, meters.names, samples, meters, threads=threads)
     found = {}
     for site in chosen:
-        key = axes.get(site.name, ("", 0))
-        activation = meters.results.get(key)
-        reason = reasons.get(site.name, "there are no data" if not samples else None)
-        if isinstance(activation, str):
-            activation, reason = None, activation
-        found[site.name] = SiteOutliers(
-            site=site.name,
+        measured = meters.as_site(site.name, axes.get(site.name, ("", 0)))
+        reason = reasons.get(site.name, "there are no data" if not samples else measured.reason)
+        found[site.name] = dataclasses.replace(
+            measured,
             weight_name=None if site.weight is None else site.weight.name,
-            activation=activation,
             weight=_of_weight(site),
             reason=reason,
-            peaks=meters.peaks.get(key),
-            roots=meters.roots.get(key),
         )
     return found
 
@@ -253,6 +254,17 @@ class ActivationMeters(Visitor):
             if meter is not None:
                 self.results[name, axis] = meter.result()
                 self.peaks[name, axis], self.roots[name, axis] = meter.peaks, meter.roots
+
+    def as_site(self, site: str, key: tuple[str, int]) -> SiteOutliers:
+        """What was found of one (value, axis), under the name of what reads it."""
+        found = self.results.get(key)
+        return SiteOutliers(
+            site=site,
+            activation=found if isinstance(found, Outliers) else None,
+            reason=found if isinstance(found, str) else None,
+            peaks=self.peaks.get(key),
+            roots=self.roots.get(key),
+        )
 
     def held_bytes(self, name: str, shape: tuple[int, ...]) -> int:
         """The second moments."""

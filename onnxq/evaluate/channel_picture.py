@@ -96,9 +96,9 @@ def _panel(panel: Panel, left: float, width: float, top: float, colour: str, acr
     return (
         f'<text x="{middle:.0f}" y="84" text-anchor="middle" fill="{colour}">'
         f"{html.escape(panel.label)}</text>"
-        f'<g fill="{colour}"><path opacity=".4" d="{_area(panel.peaks, left, width, top)}"/>'
+        f'<path d="M{left:.0f} {_TOP}V{_BOTTOM}H{right:.0f}" fill="none" stroke="#aaa"/>'
+        f'<g fill="{colour}"><path opacity=".5" d="{_area(panel.peaks, left, width, top)}"/>'
         f'<path d="{_area(panel.roots, left, width, top)}"/></g>'
-        f'<path d="M{left:.0f} {_TOP}V{_BOTTOM}H{right:.0f}" fill="none" stroke="#444"/>'
         f'<text x="{left:.0f}" y="{_BOTTOM + 34}" text-anchor="middle">0</text>'
         f'<text x="{right:.0f}" y="{_BOTTOM + 34}" text-anchor="end">{len(panel.peaks) - 1}</text>'
         f'<text x="{middle:.0f}" y="{_BOTTOM + 70}" text-anchor="middle">{html.escape(across)}'
