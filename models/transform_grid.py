@@ -144,11 +144,12 @@ def _smooth(fmt: Format) -> tuple[Row, ...]:
     return (("smooth_activations", options),)
 
 
-def _learned(key: str) -> Callable[[Format], tuple[Row, ...]]:
+def _learned(key: str, **options: Any) -> Callable[[Format], tuple[Row, ...]]:
     """A learned transform, told what it will be rounded to; 8 bits for float activations."""
 
     def rows(fmt: Format) -> tuple[Row, ...]:
-        return ((key, {"weight_format": fmt.weights, "activation_bits": fmt.bits or 8}),)
+        told = {"weight_format": fmt.weights, "activation_bits": fmt.bits or 8}
+        return ((key, {**told, **options}),)
 
     return rows
 
@@ -165,7 +166,7 @@ TRANSFORMS: Mapping[str, Transform] = {
         for kind, matrices in _MATRICES.items()
         for name, (heads, online) in ROTATIONS.items()
     },
-    "affine": Transform(rows=_learned("migrate_affine"), learns_clip=True),
+    "affine": Transform(rows=_learned("migrate_affine", through_cache=True), learns_clip=True),
     "flat": Transform(rows=_learned("flatten_affine"), learns_clip=True),
     "ost": Transform(rows=_learned("learn_rotation")),
 }

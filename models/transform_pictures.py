@@ -210,9 +210,12 @@ def _tallest_weight(first: ir.Model, last: ir.Model) -> tuple[str, list[Panel]] 
         twin = after.get(site.name)
         if twin is None or any(one.weight is None or one.refusal for one in (site, twin)):
             continue
-        sides = zip((site, twin), ("before", "after"), strict=True)
+        parts = [one for name, one in after.items() if name.startswith(f"{site.name}_part")]
+        labels = ["before", "part 1" if parts else "after"]
+        labels += [f"part {number}" for number in range(2, len(parts) + 2)]
+        sides = zip((site, twin, *parts), labels, strict=True)
         panels = [weight_panel(one, label) for one, label in sides]
-        old, new = panels
+        old, new = panels[:2]
         if not site.is_embedding and not _are_alike(old.peaks, new.peaks):
             spread = float(old.peaks.max() / max(np.median(old.peaks), 1e-12))
             found.append((spread, site.name, panels))
