@@ -32,12 +32,12 @@ from onnxq.formats import IntFormat, PerBlock, PerGroup, parse_format
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.learned_rounding import find_solver
 from onnxq.passes.weight_forms import gather_refusal, matmul_nbits_refusal, minimum_opset
 from onnxq.passes.weight_layout import weight_type
 from onnxq.passes.weight_solving import Gathering, WeightSolver
 from onnxq.passes.weight_writing import WeightWriter
 from onnxq.solvers.nearest import Search
-from onnxq.solvers.registry import solver
 
 Write = Literal["auto", "dequantize", "matmul_nbits"]
 
@@ -67,7 +67,9 @@ class QuantizeWeights(Pass):
             ``neuqi`` or ``hqq``; None takes the solver's default, which is ``minmax`` for nearest.
         accuracy_level: 4 lets MatMulNBits round activations to 8 bits per block; 0 does not.
         solver: how codes are chosen: ``nearest`` and ``easyquant`` need no data; ``gptq``,
-            ``gptaq``, ``coordinate_descent`` and ``decoupleq`` need calibration samples.
+            ``gptaq``, ``coordinate_descent`` and ``decoupleq`` need calibration samples;
+            ``adaround``, ``flexround``, ``lrq``, ``discquant`` and ``gsq`` learn through whole
+            blocks, with torch.
         solver_options: options of the solver, e.g. ``{ damping = 0.05 }``; `onnxq solvers` and
             docs/solvers.md list them.
         data_free: name patterns of sites that are rounded to nearest whatever the solver is, such
@@ -114,7 +116,7 @@ class QuantizeWeights(Pass):
 
     def __post_init__(self) -> None:
         """Refuse what no model could be run with, before any work."""
-        needs = solver(self.solver).needs
+        needs = find_solver(self.solver).needs
         self._options()
         parse_token_weights(self.token_weights)
         if "drift" in needs and self.flow != "asymmetric":
@@ -128,6 +130,11 @@ class QuantizeWeights(Pass):
                 "and a solver that needs no drift, such as gptq or coordinate_descent."
             )
         for key in ("refit_scales", "correct_bias", "keep_columns"):
+            if getattr(self, key) and "block" in needs:
+                raise RecipeError(
+                    f"{key} goes with solvers that look at one site at a time, and "
+                    f"{self.solver!r} learns whole blocks: leave {key} out."
+                )
             if getattr(self, key) and not needs:
                 raise RecipeError(
                     f"{key} looks at calibration data, and solver {self.solver!r} uses none: "
@@ -137,7 +144,7 @@ class QuantizeWeights(Pass):
     @property
     def needs_samples(self) -> bool:
         """Whether the solver looks at data."""
-        return bool(solver(self.solver).needs)
+        return bool(find_solver(self.solver).needs)
 
     @property
     def extra_arrays(self) -> tuple[str, ...]:
@@ -188,7 +195,7 @@ class QuantizeWeights(Pass):
     def _solve(self, model: ir.Model, found: Sequence[Site], context: Context) -> WeightSolver:
         """Choose codes: at once where data are needed, else when a site is written."""
         codes = WeightSolver(
-            solver(self.solver),
+            find_solver(self.solver),
             self._options(),
             nearest_options={} if self.search is None else {"search": self.search},
             seed=self.seed,
@@ -201,7 +208,8 @@ class QuantizeWeights(Pass):
         ]
         tables = [site for site in able if site.kind == "Gather" or self._is_data_free(site)]
         codes.round_without_data(tables)
-        if solver(self.solver).needs:
+        needs = find_solver(self.solver).needs
+        if needs:
             names = {site.name for site in tables}
             rest = [site for site in able if site.name not in names]
             weights = parse_token_weights(self.token_weights)
@@ -214,13 +222,14 @@ class QuantizeWeights(Pass):
                 corrects_bias=self.correct_bias,
                 keep_columns=self.keep_columns,
             )
-            codes.gather(model, formats, rest, context, how)
+            gather = codes.learn if "block" in needs else codes.gather
+            gather(model, formats, rest, context, how)
             codes.move_biases(rest)
         return codes
 
     def _options(self) -> dict[str, Any]:
         """The options of the solver, its ``search`` among them, checked."""
-        chosen = solver(self.solver)
+        chosen = find_solver(self.solver)
         given = dict(self.solver_options)
         if self.search is not None and "search" in chosen.options:
             given.setdefault("search", self.search)

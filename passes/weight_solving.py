@@ -32,6 +32,7 @@ from onnxq.graph.weights import add_weight, weight_tensor
 from onnxq.numerics.rounding import MINMAX, MSE_GRID
 from onnxq.passes.base import Context
 from onnxq.passes.kept_columns_writing import keeping_refusal
+from onnxq.passes.learned_rounding import learn_codes
 from onnxq.passes.weight_layout import weight_of
 from onnxq.solvers.correct_bias import correct_bias
 from onnxq.solvers.kept_columns import KeptColumns, solve_keeping
@@ -65,7 +66,7 @@ class _Solved:
 
     arrays: Arrays
     columns: int
-    output_error: float
+    output_error: float | None
     kept: KeptColumns | None = None
 
 
@@ -143,6 +144,35 @@ class WeightSolver:
             progress=context.progress,
         )
         self.notes = walk.notes
+
+    def learn(
+        self,
+        model: ir.Model,
+        formats: Mapping[str, IntFormat],
+        sites: Sequence[Site],
+        context: Context,
+        how: Gathering,
+    ) -> None:
+        """Learn the codes of ``sites`` through their blocks; arguments and errors as `gather`."""
+        learned = learn_codes(
+            model,
+            formats,
+            sites,
+            context,
+            solver=self._solver,
+            options=self._options,
+            search=self._data_free_options.get("search", "mse"),
+            inputs="float" if how.flow == "one_shot" else "quantized",
+            samples=how.samples,
+            seed=self._seed,
+        )
+        self._notes, self.notes = {**self._notes, **learned.notes}, learned.remarks
+        for site in sites:
+            if (arrays := learned.arrays.get(site.name)) is None:
+                self._by_nearest.add(site.name)
+                continue
+            fmt, width = formats[site.name], arrays["codes"].shape[1]
+            self._solved[_key(site, fmt)] = _Solved(_pack(arrays, fmt), width, None)
 
     def round_without_data(self, sites: Sequence[Site]) -> None:
         """Round these to nearest, whatever the solver is."""

@@ -46,7 +46,8 @@ class TorchGraph:
     """The nodes between named values of a model, run by torch.
 
     Every node is a torch operation, so gradients flow to the feeds, to the weights that are
-    passed in, and through the taps. Quantizers pass them straight through inside their range.
+    passed in, and through the taps. Round and the quantizers pass them straight through, inside
+    their range.
 
     Attributes:
         inputs: names of the values to feed.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from onnxq.learning.operators.table import Call, Result, Tensor, operator
+from onnxq.learning.quantizers import round_through
 
 __all__: list[str] = []
 
@@ -28,7 +29,7 @@ for _name, _function in {
     "Reciprocal": torch.reciprocal,
     "Floor": torch.floor,
     "Ceil": torch.ceil,
-    "Round": torch.round,
+    "Round": round_through,
     "Sign": torch.sign,
     "Erf": torch.erf,
     "Sin": torch.sin,

@@ -1,0 +1,82 @@
+"""What every learned rounding shares: a weight, the grid it is rounded to, and hard codes."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from onnxq.formats import Arrays, IntFormat, PerBlock, PerGroup
+
+__all__ = ["RoundedWeight", "spread"]
+
+Array = npt.NDArray[Any]
+
+
+def spread(fmt: IntFormat, grouped: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Repeat scales or zeros so that they broadcast against ``shape``; as `IntFormat.spread`."""
+    if isinstance(fmt.granularity, PerBlock):
+        grouped = grouped.repeat_interleave(fmt.granularity.rows, 0)[: shape[0]]
+    if isinstance(fmt.granularity, PerBlock | PerGroup):
+        grouped = grouped.repeat_interleave(fmt.group_size(shape[1]), 1)[:, : shape[1]]
+    return grouped
+
+
+class RoundedWeight(abc.ABC):
+    """One weight whose rounding is learned.
+
+    Attributes:
+        rows: the float weight ``[rows, columns]`` float32.
+        fmt: its format.
+        start: codes, scales and zeros of rounding to nearest, which learning begins with.
+    """
+
+    def __init__(self, rows: torch.Tensor, fmt: IntFormat, start: Arrays) -> None:
+        """Begin with rounding to nearest."""
+        self.rows, self.fmt, self.start = rows, fmt, start
+        self.shape = (rows.shape[0], rows.shape[1])
+        self.scale = spread(fmt, torch.from_numpy(start["scales"].astype(np.float32)), self.shape)
+        zeros = start.get("zeros")
+        self.zero = torch.zeros(1, 1)
+        if zeros is not None:
+            self.zero = spread(fmt, torch.from_numpy(zeros.astype(np.float32)), self.shape)
+
+    @property
+    @abc.abstractmethod
+    def parameters(self) -> list[torch.Tensor]:
+        """What is learned."""
+
+    @abc.abstractmethod
+    def soft(self, progress: float) -> torch.Tensor:
+        """The weight ``[rows, columns]`` that is trained through, ``progress`` of the way."""
+
+    @abc.abstractmethod
+    def hard(self) -> Arrays:
+        """The arrays that would be stored for the parameters as they are."""
+
+    def penalty(self, progress: float) -> torch.Tensor | None:
+        """What draws the soft weight to the grid, a mean over elements; None for nothing."""
+        return None
+
+    def decoded(self, arrays: Arrays) -> torch.Tensor:
+        """The weight that arrays stand for."""
+        return torch.from_numpy(self.fmt.decode(arrays))
+
+    def with_codes(self, codes: torch.Tensor) -> Arrays:
+        """The starting arrays with other codes, given as whole floats."""
+        dtype = self.start["codes"].dtype
+        return {**self.start, "codes": codes.detach().numpy().astype(dtype)}
+
+    def below(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The code below each weight, and how far the weight is on the way to the next, in [0, 1].
+
+        Both codes of a pair are in the format: a weight outside the range gets the last pair, with
+        the part 0 or 1.
+        """
+        exact = self.rows / self.scale + self.zero
+        low, high = float(self.fmt.lowest), float(self.fmt.highest)
+        floor = torch.clamp(torch.floor(exact), low, high - 1.0)
+        return floor, torch.clamp(exact - floor, 0.0, 1.0)
