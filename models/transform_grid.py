@@ -104,8 +104,8 @@ SUPPORT = frozenset({"untie_weights", "center_residual", "fold_norm_scales"})
 def _rotations(matrix: str, head_matrix: str, *, heads: bool, online: bool) -> tuple[Row, ...]:
     rows: list[Row] = [
         ("untie_weights", {}),
-        ("center_residual", {}),
         ("fold_norm_scales", {}),
+        ("center_residual", {}),
         ("rotate_residual", {"matrix": matrix}),
     ]
     if heads:

@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from onnxq.graph.opset import infer_shapes, opset_of
 from onnxq.graph.sites import Site, find_sites
+from onnxq.graph.stage import Stage
 from onnxq.graph.topology import ResidualStream, Topology
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.centered_norms import centering_bridge, to_rms_norm, without_mean
@@ -50,14 +51,19 @@ class CenterResidual(Pass):
     """
 
     promise: ClassVar[Promise] = Promise.SAME_FUNCTION
+    needs_stage: ClassVar[Stage] = Stage.PREPARED
+    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
 
-    def call(self, model: ir.Model, context: Context) -> PassReport:
-        """Center every stream that can be.
+    def requires(self, model: ir.Model) -> None:
+        """Refuse a model that is calibrated or quantized.
 
         Raises:
-            UnsupportedGraph: the model is calibrated or quantized already.
+            UnsupportedGraph: it is.
         """
         refuse_calibrated(model, "centering the stream")
+
+    def call(self, model: ir.Model, context: Context) -> PassReport:
+        """Center every stream that can be."""
         infer_shapes(model)
         by_node = {site.node: site for site in find_sites(model)}
         reports: list[SiteReport] = []

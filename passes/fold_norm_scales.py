@@ -20,6 +20,7 @@ import onnx_ir as ir
 from onnxq.graph.norms import Norm, find_norms
 from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
+from onnxq.graph.stage import Stage
 from onnxq.graph.weight_source import stored_weight
 from onnxq.graph.weights import add_weight, read_weight, replace_weight, weight_tensor
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
@@ -61,14 +62,19 @@ class FoldNormScales(Pass):
     exclude: tuple[str, ...] = ()
 
     promise: ClassVar[Promise] = Promise.SAME_FUNCTION
+    needs_stage: ClassVar[Stage] = Stage.PREPARED
+    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
 
-    def call(self, model: ir.Model, context: Context) -> PassReport:
-        """Fold every norm that can be.
+    def requires(self, model: ir.Model) -> None:
+        """Refuse a model that is calibrated or quantized.
 
         Raises:
-            UnsupportedGraph: the model is calibrated or quantized already.
+            UnsupportedGraph: it is.
         """
         refuse_calibrated(model, "folding the scale of a norm")
+
+    def call(self, model: ir.Model, context: Context) -> PassReport:
+        """Fold every norm that can be."""
         infer_shapes(model)
         by_node = {site.node: site for site in find_sites(model)}
         reports = []

@@ -24,6 +24,7 @@ import onnx_ir as ir
 from onnxq.errors import CalibrationError, FormatError
 from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
+from onnxq.graph.stage import Stage
 from onnxq.graph.topology import AttentionBlock, Topology
 from onnxq.numerics.rotation import KINDS, Kind, Rotation, make_rotation
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
@@ -65,6 +66,8 @@ class RotateHeads(Pass):
     rotate_cache: bool = False
 
     promise: ClassVar[Promise] = Promise.SAME_FUNCTION
+    needs_stage: ClassVar[Stage] = Stage.PREPARED
+    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -80,14 +83,20 @@ class RotateHeads(Pass):
         """For a covariance."""
         return self.matrix.startswith("klt")
 
+    def requires(self, model: ir.Model) -> None:
+        """Refuse a model that is calibrated or quantized.
+
+        Raises:
+            UnsupportedGraph: it is.
+        """
+        refuse_calibrated(model, "a rotation")
+
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Rotate every block that can be.
 
         Raises:
-            UnsupportedGraph: the model is calibrated or quantized already.
             CalibrationError: a covariance is needed, and there are no samples.
         """
-        refuse_calibrated(model, "a rotation")
         infer_shapes(model)
         by_node = {site.node: site for site in find_sites(model)}
         reports: list[SiteReport] = []

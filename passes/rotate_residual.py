@@ -21,9 +21,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import CalibrationError, FormatError
-from onnxq.graph.stage import clone_model
+from onnxq.graph.stage import Stage, clone_model
 from onnxq.numerics.rotation import KINDS, Kind, Rotation, make_rotation
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.migration import refuse_calibrated
 from onnxq.passes.rotation_streams import (
     Stream,
     Streams,
@@ -63,6 +64,8 @@ class RotateResidual(Pass):
     bridges: int = 2
 
     promise: ClassVar[Promise] = Promise.SAME_FUNCTION
+    needs_stage: ClassVar[Stage] = Stage.PREPARED
+    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -80,11 +83,18 @@ class RotateResidual(Pass):
         """For a covariance."""
         return self.matrix.startswith("klt")
 
+    def requires(self, model: ir.Model) -> None:
+        """Refuse a model that is calibrated or quantized.
+
+        Raises:
+            UnsupportedGraph: it is.
+        """
+        refuse_calibrated(model, "a rotation")
+
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Rotate every stream that can be.
 
         Raises:
-            UnsupportedGraph: the model is calibrated or quantized already.
             CalibrationError: a covariance is needed, and there are no samples.
         """
         streams = self._streams(model)
