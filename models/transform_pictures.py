@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,7 @@ class Picture:
         shows: ``activation``, what the site reads; ``weight``, by output channel; or ``stream``,
             what a norm reads.
         role: of the file to draw; the last one when None.
+        sites: name pattern of the sites, or norms, of which the tallest is drawn.
     """
 
     task: str
@@ -60,26 +62,28 @@ class Picture:
     before: tuple[Row, ...] = ()
     shows: Literal["activation", "weight", "stream"] = "activation"
     role: str | None = None
+    sites: str = "*"
 
 
+_QKV = "*qkv_proj*"
 _BATCH_NORM: Row = ("fold_batch_norm", {})
 
 PICTURES: Mapping[str, Picture] = {
-    "smooth_activations": Picture(task="smollm2"),
+    "smooth_activations": Picture(task="smollm2", sites=_QKV),
     "equalize_layers": Picture(task="efficientnet-lite0", before=(_BATCH_NORM,), shows="weight"),
     "absorb_bias": Picture(
         task="pp-ocrv4", role="recognize", before=(_BATCH_NORM, ("equalize_layers", {}))
     ),
     "reparameterize_norm": Picture(task="digits-vit"),
-    "fold_norm_scales": Picture(task="smollm2", before=(("untie_weights", {}),)),
-    "center_residual": Picture(task="digits-vit", shows="stream"),
-    "rotate_residual": Picture(task="smollm2", before=ROTATE[:-1]),
+    "fold_norm_scales": Picture(task="smollm2", before=(("untie_weights", {}),), sites=_QKV),
+    "center_residual": Picture(task="whisper-tiny-en", role="encoder", shows="stream"),
+    "rotate_residual": Picture(task="smollm2", before=ROTATE[:-1], sites=_QKV),
     "rotate_heads": Picture(task="smollm2", options={"rotate_cache": True}),
     "insert_online_hadamard": Picture(task="smollm2", options={"which": ("r4",)}),
     "flatten_channels": Picture(task="minilm"),
     "split_layer": Picture(task="minilm", shows="weight"),
     "permute_channels": Picture(task="minilm"),
-    "split_low_rank": Picture(task="digits-vit", before=KLT),
+    "split_low_rank": Picture(task="smollm2", options={"sites": (_QKV,)}, before=KLT, sites=_QKV),
     "migrate_affine": Picture(task="digits-vit"),
     "flatten_affine": Picture(task="digits-vit"),
     "learn_rotation": Picture(task="digits-vit"),
@@ -143,25 +147,33 @@ def panels_of(
     )
     last = result.model
     if picture.shows == "activation":
-        found = _tallest_activation(first, last, samples[:_SAMPLES])
+        found = _tallest_activation(first, last, samples[:_SAMPLES], picture.sites)
     elif picture.shows == "stream":
-        found = _tallest_stream(first, last, samples[:_SAMPLES])
+        found = _tallest_stream(first, last, samples[:_SAMPLES], picture.sites)
     else:
-        found = _tallest_weight(first, last)
+        found = _tallest_weight(first, last, picture.sites)
     if found is None:
         reasons = Counter(site.reason for site in result.steps[-1].report.left)
         told = "; ".join(f"{count} sites: {why}" for why, count in reasons.most_common(3))
         raise UnsupportedGraph(f"{key} changed no {picture.shows} that can be drawn. {told}")
     site, panels = found
     what = "weight of {}" if picture.shows == "weight" else "what {} reads"
-    return f"{key} on {job.title}: {what.format(site)}", panels
+    return f"{key} on {job.title.partition(' (')[0]}: {what.format(site)}", panels
 
 
 def _tallest_activation(
-    first: ir.Model, last: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]
+    first: ir.Model, last: ir.Model, samples: Sequence[Mapping[str, np.ndarray]], pattern: str
 ) -> tuple[str, list[Panel]] | None:
     """The changed or divided activation whose tokens had the greatest max-to-RMS."""
-    before, after = (measure_outliers(model, samples, qsur_columns=0) for model in (first, last))
+    before, after = (
+        measure_outliers(
+            model,
+            samples,
+            sites=[s for s in find_sites(model) if fnmatch.fnmatchcase(s.name, pattern)],
+            qsur_columns=0,
+        )
+        for model in (first, last)
+    )
     twins = {old.site: new for old, new in pair_sites(before, after)}
     for old in sorted(before.values(), key=lambda one: -_ratio(one)):
         sides, labels = [old], ["before"]
@@ -179,12 +191,16 @@ def _tallest_activation(
 
 
 def _tallest_stream(
-    first: ir.Model, last: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]
+    first: ir.Model, last: ir.Model, samples: Sequence[Mapping[str, np.ndarray]], pattern: str
 ) -> tuple[str, list[Panel]] | None:
     """Of what norms read before and after, that whose tokens had the greatest max-to-RMS."""
     norms = [Topology(model).norms for model in (first, last)]
     names = [{v.name or "": norm.name for norm in found for v in norm.inputs} for found in norms]
-    both = [name for name in names[0] if name in names[1]]
+    both = [
+        name
+        for name, norm in names[0].items()
+        if name in names[1] and fnmatch.fnmatchcase(norm, pattern)
+    ]
     sides: list[dict[str, SiteOutliers]] = []
     for model in (first, last):
         meters = ActivationMeters([(name, -1) for name in both], 0)
@@ -202,13 +218,17 @@ def _ratio(site: SiteOutliers) -> float:
     return 0.0 if site.activation is None else site.activation.row_max_to_rms
 
 
-def _tallest_weight(first: ir.Model, last: ir.Model) -> tuple[str, list[Panel]] | None:
+def _tallest_weight(
+    first: ir.Model, last: ir.Model, pattern: str
+) -> tuple[str, list[Panel]] | None:
     """The changed weight whose output channels differed most: the greatest over the median."""
     after = {site.name: site for site in find_sites(last)}
     found: list[tuple[float, str, list[Panel]]] = []
     for site in find_sites(first):
         twin = after.get(site.name)
-        if twin is None or any(one.weight is None or one.refusal for one in (site, twin)):
+        if twin is None or not fnmatch.fnmatchcase(site.name, pattern):
+            continue
+        if any(one.weight is None or one.refusal for one in (site, twin)):
             continue
         parts = [one for name, one in after.items() if name.startswith(f"{site.name}_part")]
         labels = ["before", "part 1" if parts else "after"]
