@@ -47,8 +47,8 @@ __all__ = [
 Given = tuple[Mapping[str, Path], Feeds, Feeds]
 """The float files of a task, calibration inputs, and held-back ones, by role."""
 
-Transformed = tuple[Mapping[str, ir.Model], float]
-"""The transformed models by role, and the seconds that took."""
+Transformed = tuple[Mapping[str, ir.Model], float, list[str]]
+"""The transformed models by role, the seconds that took, and what changed nothing, as clauses."""
 
 
 def transform_tasks() -> dict[str, Task]:
@@ -135,31 +135,41 @@ def _transformed(name: str, rows: Sequence[Row], given: Given) -> Transformed | 
             role: run_recipe(load(path), recipe, samples=calibration[role], check="off")
             for role, path in built.items()
         }
-        _refuse_idle(results)
+        idle = _idle(results)
     except OnnxqError as error:
         return error
     models = {role: result.model for role, result in results.items()}
-    return models, time.perf_counter() - start
+    return models, time.perf_counter() - start, idle
 
 
-def _refuse_idle(results: Mapping[str, RecipeResult]) -> None:
-    """Raise when a transform changed no file: the cells would be those without it."""
+def _idle(results: Mapping[str, RecipeResult]) -> list[str]:
+    """A clause for each transform that changed no file.
+
+    Raises:
+        UnsupportedGraph: none did anything: the cells would be those without it.
+    """
+    clauses = []
+    done = False
     for steps in zip(*(result.steps[len(PREPARE) :] for result in results.values()), strict=True):
         key = steps[0].step.key()
-        if key in SUPPORT or any(step.report.modified for step in steps):
+        if key in SUPPORT:
+            continue
+        if any(step.report.modified for step in steps):
+            done = True
             continue
         reasons = Counter(site.reason for step in steps for site in step.report.left)
-        raise UnsupportedGraph(
-            f"{key} changed nothing: "
-            + "; ".join(f"{count} sites: {why}" for why, count in reasons.most_common(3))
-        )
+        told = "; ".join(f"{count} sites: {why}" for why, count in reasons.most_common(3))
+        clauses.append(f"{key} changed nothing: {told}")
+    if clauses and not done:
+        raise UnsupportedGraph(" ".join(clauses))
+    return clauses
 
 
 def _measure(
     task: Task, transformed: Transformed, rows: Sequence[Row], given: Given
 ) -> dict[str, Any]:
     built, calibration, held_back = given
-    models, transform_seconds = transformed
+    models, transform_seconds, idle = transformed
     start = time.perf_counter()
     try:
         recipe = recipe_of("formats", rows)
@@ -176,6 +186,7 @@ def _measure(
         "metric": metrics[task.primary],
         "seconds": seconds,
         "transform_seconds": transform_seconds,
+        "idle": idle,
         **apart,
     }
 
@@ -265,14 +276,14 @@ def _rotations(found: Mapping[str, Any], formats: Sequence[str]) -> list[str]:
 
 
 def _refusals(found: Mapping[str, Any]) -> list[str]:
-    """Each reason once, with the cells it is the reason of."""
+    """Each reason once, with the cells it is the reason of; then what did nothing in a row."""
     where: dict[str, list[str]] = {}
     for name in TRANSFORMS:
         row = found.get(name, {})
         by_reason: dict[str, list[str]] = {}
         for fmt, cell in row.items():
-            if "refused" in cell:
-                by_reason.setdefault(cell["refused"], []).append(fmt)
+            for reason in [cell["refused"]] if "refused" in cell else cell.get("idle", ()):
+                by_reason.setdefault(reason, []).append(fmt)
         for reason, formats in by_reason.items():
             whole = len(formats) == len(row)
             where.setdefault(reason, []).append(

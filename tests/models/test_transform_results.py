@@ -120,6 +120,15 @@ def test_a_transform_that_changed_nothing_is_no_figure(grid, monkeypatch, tmp_pa
     assert cell["refused"].startswith("UnsupportedGraph: smooth_activations changed nothing: ")
 
 
+def test_what_did_nothing_beside_what_did_is_told(grid, monkeypatch, tmp_path):
+    both = fixed(("smooth_activations", {}), ("insert_online_hadamard", {}))
+    monkeypatch.setattr(transform_results, "TRANSFORMS", {"both": both})
+    found = measure_transforms(Tiny(), tmp_path)
+    assert "metric" in found["both"]["W3"]
+    lines = transform_section(Tiny(), found)
+    assert any(one.startswith("- both: insert_online_hadamard changed nothing: ") for one in lines)
+
+
 def test_a_format_that_refuses_leaves_the_others(grid, monkeypatch, tmp_path):
     columns = {"good": INT3, "bad": Format(weights="int5.5_g32")}
     monkeypatch.setattr(transform_results, "FORMATS", {"tiny": columns})
