@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from onnxq.custom_ops.hadamard import hadamard_node, is_hadamard
@@ -21,13 +23,16 @@ Operand = tuple[ir.Node, int]
 """A node and the input of it that is to be rotated along its last axis."""
 
 
-def rotate_attention(model: ir.Model, block: AttentionBlock, *, rotate_cache: bool) -> SiteReport:
+def rotate_attention(
+    model: ir.Model, block: AttentionBlock, *, rotate_cache: bool, filled: Collection[str] = ()
+) -> SiteReport:
     """Rotate the queries and keys of one block, or say why not; nothing is half done.
 
     Args:
         model: edited in place.
         block: one of its attention blocks.
         rotate_cache: whether keys that are cached may be rotated.
+        filled: inputs of the model that the samples put numbers into.
     """
     inner = block.node.graph is not model.graph
     operands = "it is inside a body or function" if inner else _operands(block)
@@ -36,6 +41,10 @@ def rotate_attention(model: ir.Model, block: AttentionBlock, *, rotate_cache: bo
     cached = _is_cached(block)
     if cached and not rotate_cache:
         reason = "its keys go to a cache, which would hold them rotated: set rotate_cache"
+        return SiteReport(site=block.name, reason=reason)
+    past = _past_keys(block)
+    if past is not None and past.name in filled:
+        reason = f"the samples hold keys in {past.name!r} that are not rotated: empty the cache"
         return SiteReport(site=block.name, reason=reason)
     width = _width(block, operands[0][0].inputs[operands[0][1]])
     if width is None:
@@ -143,14 +152,19 @@ def _width(block: AttentionBlock, value: ir.Value | None) -> int | None:
     return block.head_dim
 
 
+def _past_keys(block: AttentionBlock) -> ir.Value | None:
+    """Where a fused block takes the keys of earlier tokens from."""
+    past = _PAST_KEY.get(block.kind)
+    return block.node.inputs[past] if past is not None and past < len(block.node.inputs) else None
+
+
 def _is_cached(block: AttentionBlock) -> bool:
-    """Whether keys come from a cache, or leave the block for one."""
+    """Whether keys come from a cache, or leave the block for one; written out, that is before."""
     if block.kind == "decomposed":
-        return False  # the place is behind the cache
-    node, past = block.node, _PAST_KEY[block.kind]
-    given = len(node.inputs) > past and node.inputs[past] is not None
-    present = node.outputs[1:2]
-    return given or any(value.uses() or value.is_graph_output() for value in present)
+        return False
+    present = block.node.outputs[1:2]
+    leave = any(value.uses() or value.is_graph_output() for value in present)
+    return leave or _past_keys(block) is not None
 
 
 def kept_keys(block: AttentionBlock) -> tuple[str, ...]:

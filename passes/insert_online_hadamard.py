@@ -94,18 +94,20 @@ class InsertOnlineHadamard(Pass):
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Insert in place; every MLP and attention block gets a row in the report."""
-        ensure_opset(model, _OPSET)
+        converted = ensure_opset(model, _OPSET)
         infer_shapes(model)
         topology = Topology(model)
         rows: list[SiteReport] = []
         moved: list[str] = []
+        first = next(iter(context.samples), {}) if context.samples is not None else {}
+        filled = {name for name, array in first.items() if array.size}
         with names_held(model.graph):
             if "r4" in self.which:
                 rows += [self._at_mlp(model, topology, site) for site in _last_layers(topology)]
             for block in topology.attention if "r3" in self.which else ():
-                rows.append(self._at_attention(model, block))
+                rows.append(self._at_attention(model, block, filled))
                 moved += kept_keys(block) if rows[-1].reason is None else ()
-        modified = any(row.reason is None for row in rows)
+        modified = converted or any(row.reason is None for row in rows)
         return PassReport(modified=modified, sites=tuple(rows), moved_outputs=tuple(moved))
 
     def _at_mlp(self, model: ir.Model, topology: Topology, site: Site) -> SiteReport:
@@ -120,11 +122,11 @@ class InsertOnlineHadamard(Pass):
         _rotate(site.weight, site.in_axis, width)
         return SiteReport(site=site.name, note=f"its input is rotated by {factor_size(width)}")
 
-    def _at_attention(self, model: ir.Model, block: AttentionBlock) -> SiteReport:
+    def _at_attention(self, model: ir.Model, block: AttentionBlock, filled: set[str]) -> SiteReport:
         reason = self._unwanted(block.name)
         if reason is not None:
             return SiteReport(site=block.name, reason=reason)
-        return rotate_attention(model, block, rotate_cache=self.rotate_cache)
+        return rotate_attention(model, block, rotate_cache=self.rotate_cache, filled=filled)
 
     def _unwanted(self, name: str) -> str | None:
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude):
