@@ -14,8 +14,10 @@ from onnxq.passes.affine_points import PointPlan, learning_copy
 from onnxq.passes.base import Context
 
 if TYPE_CHECKING:
-    from onnxq.learning.affine import AffinePoint
+    from onnxq.learning.affine import AffineLearner, AffinePoint
+    from onnxq.learning.head_maps import HeadMap
     from onnxq.learning.reconstruction import BlockResult
+    from onnxq.learning.torch_graph import TorchGraph
 
 __all__ = ["Learned", "LearningOptions", "learn_points"]
 
@@ -95,6 +97,7 @@ def learn_points(
     points: Mapping[PointPlan, AffinePoint],
     options: LearningOptions,
     context: Context,
+    heads: Mapping[PointPlan, HeadMap] | None = None,
 ) -> Learned:
     """Learn every point in the block in which all its sites lie.
 
@@ -104,16 +107,14 @@ def learn_points(
         points: what is learned for each of them, named anew after its value in the copy.
         options: the pass.
         context: samples and progress.
+        heads: what is learned within the weights, by the plan of the output projection.
 
     Raises:
         CalibrationError: samples that do not fit.
         UnsupportedGraph: an operator of a block that torch does not run here.
     """
-    from onnxq.learning.affine import AffineLearner, AffineRates
     from onnxq.learning.blocks import Block, find_blocks
-    from onnxq.learning.quantizers import TokenQuantizer, WeightQuantizer
     from onnxq.learning.reconstruction import Schedule, reconstruct
-    from onnxq.learning.torch_graph import TorchGraph
 
     copy, names = learning_copy(model, plans)
     blocks, notes = find_blocks(copy)
@@ -121,28 +122,16 @@ def learn_points(
         points[plan].name = name
     inside = [{site.output.name for site in block.sites} for block in blocks]
     homes = {plan: _home(plan, inside) for plan in plans}
-    rates = AffineRates(
-        matrix=options.rate,
-        clip=10.0 * options.rate,
-        balance=options.balance,
-        clip_start=0.95 if options.clip else 1.0,
-    )
+    given = heads or {}
 
     def learner(block: Block, graph: TorchGraph) -> AffineLearner | None:
-        at = blocks.index(block)
-        chosen = [points[plan] for plan in plans if homes[plan] == at]
-        if not chosen:
-            return None
-        return AffineLearner(
-            graph,
-            chosen,
-            weights=WeightQuantizer(fmt=parse_format(options.weight_format)),
-            activations=TokenQuantizer(bits=options.activation_bits, symmetric=options.symmetric),
-            rates=rates,
-        )
+        here = [plan for plan in plans if homes[plan] == blocks.index(block)]
+        maps = [given[plan] for plan in here if plan in given]
+        return _learner(graph, [points[plan] for plan in here], maps, options) if here else None
 
     schedule = Schedule(
         steps=options.steps,
+        checks=2,
         batch=options.batch,
         inputs=options.inputs,
         seed=options.seed,
@@ -152,6 +141,31 @@ def learn_points(
     results = reconstruct(copy, samples, blocks, learner, schedule, progress=context.progress)
     by_name = {result.name: result for result in results}
     return _sorted(plans, points, homes, [by_name.get(block.name) for block in blocks], notes)
+
+
+def _learner(
+    graph: TorchGraph,
+    points: Sequence[AffinePoint],
+    heads: Sequence[HeadMap],
+    options: LearningOptions,
+) -> AffineLearner:
+    """What learns one block."""
+    from onnxq.learning.affine import AffineLearner, AffineRates
+    from onnxq.learning.quantizers import TokenQuantizer, WeightQuantizer
+
+    return AffineLearner(
+        graph,
+        points,
+        weights=WeightQuantizer(fmt=parse_format(options.weight_format)),
+        activations=TokenQuantizer(bits=options.activation_bits, symmetric=options.symmetric),
+        rates=AffineRates(
+            matrix=options.rate,
+            clip=10.0 * options.rate,
+            balance=options.balance,
+            clip_start=0.95 if options.clip else 1.0,
+        ),
+        heads=heads,
+    )
 
 
 def _home(plan: PointPlan, blocks: Sequence[set[str | None]]) -> int | None:

@@ -3,7 +3,7 @@
 Blocks are visited in execution order. For block b with float function f and its quantized
 simulation g(·; θ), θ is found by Adam on a falling cosine rate from
 
-    min over θ   E over samples and tokens t, Σ over outputs v   ‖g_vt(x̃; θ) − f_vt(x)‖² / ‖f_vt(x)‖²
+    min over θ   E over samples and tokens t  Σ over outputs v  ‖g_vt(x̃; θ) − f_vt(x)‖² / ‖f_vt(x)‖²
 
 where x is the input of the block in the float model and x̃ its input in the model quantized so far
 (or x again, as FlatQuant does). Every token counts relative to its own size, where the papers take

@@ -71,7 +71,9 @@ def _tiny_decoder(layers=2, width=16, heads=2, kv_heads=1, hidden=24, biased=Fal
         "to_q": np.array([0, 0, heads, head], np.int64),
         "to_kv": np.array([0, 0, kv_heads, head], np.int64),
         "join": np.array([0, 0, width], np.int64),
-        "repeat": np.array([2, heads, 6, head], np.int64),
+        "one": np.array([2], np.int64),
+        "repeat": np.array([2, kv_heads, heads // kv_heads, 6, head], np.int64),
+        "spread": np.array([2, heads, 6, head], np.int64),
     }
     lines, x = [], "x"
 
@@ -82,6 +84,14 @@ def _tiny_decoder(layers=2, width=16, heads=2, kv_heads=1, hidden=24, biased=Fal
             return f"{name} = MatMul (given_{name}, w_{name})".replace(f"given_{name}", given)
         weights[f"b_{name}"] = rng.standard_normal(outputs).astype(np.float32)
         return f"m_{name} = MatMul ({given}, w_{name})  {name} = Add (m_{name}, b_{name})"
+
+    def repeated(name, i):
+        return (
+            f"{name}r{i} = Reshape ({name}{i}, to_kv)"
+            f"  {name}t{i} = Transpose <perm = [0, 2, 1, 3]> ({name}r{i})"
+            f"  {name}u{i} = Unsqueeze ({name}t{i}, one)  {name}x{i} = Expand ({name}u{i}, repeat)"
+            f"  {name}e{i} = Reshape ({name}x{i}, spread)"
+        )
 
     for i in range(layers):
         for norm in ("n", "f"):
@@ -94,10 +104,11 @@ def _tiny_decoder(layers=2, width=16, heads=2, kv_heads=1, hidden=24, biased=Fal
             linear(f"k{i}", f"n{i}", width, kv),
             linear(f"v{i}", f"n{i}", width, kv),
             f"qr{i} = Reshape (q{i}, to_q)  qt{i} = Transpose <perm = [0, 2, 1, 3]> (qr{i})",
-            f"kr{i} = Reshape (k{i}, to_kv)  kt{i} = Transpose <perm = [0, 2, 3, 1]> (kr{i})",
-            f"vr{i} = Reshape (v{i}, to_kv)  vt{i} = Transpose <perm = [0, 2, 1, 3]> (vr{i})",
-            f"s{i} = MatMul (qt{i}, kt{i})  p{i} = Softmax <axis = -1> (s{i})",
-            f"e{i} = Expand (vt{i}, repeat)  t{i} = MatMul (p{i}, e{i})",
+            repeated("k", i),
+            repeated("v", i),
+            f"kh{i} = Transpose <perm = [0, 1, 3, 2]> (ke{i})",
+            f"s{i} = MatMul (qt{i}, kh{i})  p{i} = Softmax <axis = -1> (s{i})",
+            f"t{i} = MatMul (p{i}, ve{i})",
             f"tt{i} = Transpose <perm = [0, 2, 1, 3]> (t{i})  o_in{i} = Reshape (tt{i}, join)",
             linear(f"o{i}", f"o_in{i}", width, width),
             f"r{i} = Add ({x}, o{i})",

@@ -39,9 +39,9 @@ def learn(model, samples, **options):
 
 
 SHAPES = [
-    dict(width=16, heads=2, kv_heads=1, hidden=24),
-    dict(width=15, heads=3, kv_heads=3, hidden=22, biased=True),
-    dict(width=12, heads=1, kv_heads=1, hidden=7, layers=1),
+    {"width": 16, "heads": 2, "kv_heads": 1, "hidden": 24},
+    {"width": 15, "heads": 3, "kv_heads": 3, "hidden": 22, "biased": True},
+    {"width": 12, "heads": 1, "kv_heads": 1, "hidden": 7, "layers": 1},
 ]
 
 
@@ -129,7 +129,7 @@ def test_a_shared_weight_and_what_is_excluded_stay(tiny_decoder):
 
 
 def test_refusals_are_sentences(tiny_decoder):
-    with pytest.raises(RecipeError, match="balance is 2.0: it is an exponent from 0 to 1"):
+    with pytest.raises(RecipeError, match=r"balance is 2\.0: it is an exponent from 0 to 1"):
         FlattenAffine(balance=2.0)
     with pytest.raises(RecipeError, match="activation_bits is 9: it must be 2 to 8"):
         FlattenAffine(activation_bits=9)
