@@ -137,7 +137,7 @@ class FlattenChannels(Pass):
             return "the recipe does not name it"
         if site.kind not in _KINDS or site.weight_index != 1 or len(site.shape) != 2:
             return f"{site.kind} cannot take repeated channels: only MatMul and Gemm from the left"
-        if site.kind == "Gemm" and site.node.attributes.get_int("transA", 0):
+        if site.kind == "Gemm" and site.node.attributes.get_int("transA"):
             return "it transposes its input"
         if site.via:
             return f"its weight comes through {site.via[0].op_type}: fold constants first"
@@ -205,7 +205,7 @@ def _repeat(model: ir.Model, readers: Sequence[Site], ids: Counts, counts: Count
     output = gather.outputs[0]
     output.name = unique_value_name(graph, f"{value.name}_flat")
     gather.name = output.name
-    output.dtype = value.dtype
+    output.type = value.type
     if value.shape is not None:
         output.shape = ir.Shape([*tuple(value.shape)[:-1], len(index)])
     first = next(other for other in graph if other in {site.node for site in readers})

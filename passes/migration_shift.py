@@ -58,11 +58,10 @@ def unshiftable(migration: Migration, sites: dict[ir.Node, Site]) -> str | None:
         if reason is not None:
             return reason
     biases = {sites[node].bias_node for node in ours if node in sites}
-    known = ours | {reader.node for reader in migration.readers} | (biases - {None})
+    known = {*ours, *biases, *(reader.node for reader in migration.readers)}
     for value in migration.region.labels:
-        producer = value.producer()
-        for node in (*([producer] if producer is not None else []), *value.consumers()):
-            if node not in known and node.op_type not in _VIEWS:
+        for node in (value.producer(), *value.consumers()):
+            if node is not None and node not in known and node.op_type not in _VIEWS:
                 return f"{named(node)} is on the way, and f(x - z) is not f(x) - z there"
     return None
 

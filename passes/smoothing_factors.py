@@ -97,7 +97,7 @@ def normalized(factors: Vector) -> Vector:
         return np.ones_like(factors)
     logs = np.log(np.where(usable, factors, 1.0))
     logs = np.where(usable, logs - logs[usable].mean(), 0.0)
-    return np.exp(np.clip(logs, -np.log(_SPREAD), np.log(_SPREAD)))
+    return np.asarray(np.exp(np.clip(logs, -np.log(_SPREAD), np.log(_SPREAD))))
 
 
 def _ratio(above: Vector, below: Vector, power: float, other: float) -> Vector:

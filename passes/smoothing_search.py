@@ -156,7 +156,7 @@ def some_rows(weight: Array) -> Array:
 
 
 def _squares(rows: Array) -> Vector:
-    return np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    return np.asarray(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
 
 
 def _energy(weight: Array, second_moment: Array) -> float:

@@ -167,7 +167,7 @@ class SplitLayer(Pass):
             )  # fmt: skip
             made.metadata_props.update({**node.metadata_props, _PART: f"{part + 1}/{self.parts}"})
             output = made.outputs[0]
-            output.dtype, output.shape = shown.dtype, shown.shape
+            output.type, output.shape = shown.type, shown.shape
             graph.insert_before(node, made)
             output.name = unique_value_name(graph, f"{shown.name}_part{part + 1}")
             outputs.append(output)
@@ -226,7 +226,7 @@ def _take_place(node: ir.Node, new: ir.Value) -> None:
     """Let a new value stand for the output of a node, under its name, and remove the node."""
     old = node.outputs[0]
     name, old.name = old.name, None
-    new.name, new.dtype, new.shape = name, old.dtype, old.shape
+    new.name, new.type, new.shape = name, old.type, old.shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     if node.graph is not None:
         node.graph.remove(node, safe=True)
