@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxq.custom_ops.hadamard import hadamard_node, is_hadamard
 from onnxq.graph.attention import AttentionBlock
+from onnxq.graph.sites import Site
 from onnxq.graph.weight_source import scalar
 from onnxq.numerics.hadamard import factor_size
 from onnxq.passes.base import SiteReport
@@ -74,10 +75,18 @@ def _operands(block: AttentionBlock) -> tuple[Operand, Operand] | str:
         value = node.inputs[index]
         if value is not None and is_hadamard(value.producer()):
             return "its queries and keys are rotated already"
+        if value is not None and value.dtype is None:
+            value.dtype = _type_of(block.q)  # inference does not know every operator before it
         if value is not None and value.dtype not in _FLOATS:
-            kind = "of unknown type" if value.dtype is None else value.dtype.name
-            return f"its {value.name!r} is {kind}, not float32 or float16"
+            return f"its {value.name!r} is {value.dtype}, not float32 or float16"
     return found
+
+
+def _type_of(query: Site | None) -> ir.DataType | None:
+    """The type of activations, that of the float weights they meet."""
+    if query is None or query.weight is None or query.already is not None:
+        return None
+    return query.weight.dtype
 
 
 def _fused_operands(block: AttentionBlock) -> tuple[Operand, Operand] | str:

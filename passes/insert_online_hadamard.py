@@ -160,9 +160,10 @@ def _refusal(topology: Topology, site: Site) -> str | None:
         return "its weight multiplies from the left, or the channels are not the last axis"
     if is_hadamard(site.input.producer()):
         return "its input is rotated already"
+    if site.input.dtype is None:  # behind an operator that inference does not know
+        site.input.dtype = site.weight.dtype
     if site.input.dtype not in _FLOATS:
-        kind = "of unknown type" if site.input.dtype is None else site.input.dtype.name
-        return f"its input {site.input.name!r} is {kind}, not float32 or float16"
+        return f"its input {site.input.name!r} is {site.input.dtype}, not float32 or float16"
     shared = topology.shared(site)
     if shared.is_shared:
         other = shared.sites[0].name if shared.sites else shared.nodes[0].name
