@@ -49,16 +49,18 @@ class Format:
     """How weights and activations are rounded.
 
     Attributes:
-        weights: format of the weights as transforms are told it.
+        weights: format of the weights as transforms are told it; GPTQ keeps scales in float16.
         bits: of activations; 0 leaves them in float.
         granularity: of activations: a scale for each ``token``, or one for a ``tensor``.
+        symmetric: activations have no zero point.
         clip: share of the range of a token that is kept, where a transform has not learned it.
-        by_gptq: weights are rounded by GPTQ, with zero points; else to nearest.
+        by_gptq: weights are rounded by GPTQ; else to nearest.
     """
 
     weights: str
     bits: int = 0
     granularity: str = "token"
+    symmetric: bool = True
     clip: float = 1.0
     by_gptq: bool = False
 
@@ -66,21 +68,23 @@ class Format:
         """The passes: activations first, so that solvers see them rounded; then weights."""
         rounded: list[Row] = []
         if self.bits:
-            options: dict[str, Any] = {"bits": self.bits, "exclude": ("*lm_head*",)}
-            if self.granularity == "tensor":
-                options.update(granularity="tensor", symmetric=False)
-            elif not clip_is_learned:
-                options.update(clip=self.clip)
+            options: dict[str, Any] = {
+                "bits": self.bits,
+                "granularity": self.granularity,
+                "symmetric": self.symmetric,
+                "exclude": ("*lm_head*",),
+            }
+            if not clip_is_learned:
+                options["clip"] = self.clip
             rounded.append(("quantize_activations", options))
         weights: dict[str, Any] = {"format": self.weights, "write": "dequantize"}
         if self.by_gptq:
-            weights = {
-                "format": f"{self.weights}_asym_f16",
-                "write": "dequantize",
-                "solver": "gptq",
-                "overrides": {"*lm_head*": "int8_g64"},
-                "data_free": ("*lm_head*",),
-            }
+            weights.update(
+                format=f"{self.weights}_f16",
+                solver="gptq",
+                overrides={"*lm_head*": "int8_g64"},
+                data_free=("*lm_head*",),
+            )
         return (*rounded, ("quantize_weights", weights))
 
 
@@ -148,7 +152,9 @@ def _learned(key: str, **options: Any) -> Callable[[Format], tuple[Row, ...]]:
     """A learned transform, told what it will be rounded to; 8 bits for float activations."""
 
     def rows(fmt: Format) -> tuple[Row, ...]:
-        told = {"weight_format": fmt.weights, "activation_bits": fmt.bits or 8}
+        told: dict[str, Any] = {"weight_format": fmt.weights, "activation_bits": fmt.bits or 8}
+        if fmt.bits:
+            told["symmetric"] = fmt.symmetric
         return ((key, {**told, **options}),)
 
     return rows
@@ -174,14 +180,17 @@ TRANSFORMS: Mapping[str, Transform] = {
 
 
 def _formats(group: int, small_group: int) -> dict[str, Format]:
-    large, small = f"int4_g{group}", f"int4_g{small_group}"
+    large, small = f"int4_g{group}_asym", f"int4_g{small_group}_asym"
+    static = Format(weights="int8_channel", bits=8, granularity="tensor", symmetric=False)
     return {
         "W8A8 token": Format(weights="int8_channel", bits=8),
-        "W8A8 static": Format(weights="int8_channel", bits=8, granularity="tensor"),
+        "W8A8 static": static,
         f"W4 g{group}": Format(weights=large, by_gptq=True),
-        f"W3 g{group}": Format(weights=f"int3_g{group}", by_gptq=True),
+        f"W3 g{group}": Format(weights=f"int3_g{group}_asym", by_gptq=True),
         f"W4A8 g{group}": Format(weights=large, bits=8, by_gptq=True),
-        f"W4A4 g{small_group}": Format(weights=small, bits=4, clip=0.9, by_gptq=True),
+        f"W4A4 g{small_group}": Format(
+            weights=small, bits=4, symmetric=False, clip=0.9, by_gptq=True
+        ),
     }
 
 

@@ -211,10 +211,11 @@ def transform_part(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "weights per channel, rounded to nearest, with activations in int8, a scale for each token "
         "or one calibrated scale for each tensor. W4 and W3: GPTQ with zero points in groups, a "
         "language head in 8 bits and its input in float. A8, A4: a scale for each token; in 4 bits "
-        "0.9 of its range, or what was learned. `smooth`: SmoothQuant with its exponent searched, "
-        "AWQ where activations stay in float. KLT: principal components, then a Hadamard matrix. "
-        "Each cell: the model's metric, and in brackets how far its outputs are "
-        "from the float model's on held-back inputs. See [transforms.md](transforms.md).",
+        "with a zero point and 0.9 of the range, or what was learned of it. `smooth`: SmoothQuant "
+        "with its exponent searched, AWQ where activations stay in float. KLT: principal "
+        "components, then a Hadamard matrix. Each cell: the model's metric, and in brackets how "
+        "far its outputs are from the float model's on held-back inputs. See "
+        "[transforms.md](transforms.md).",
         "",
     ]
     for name, task in known.items():
