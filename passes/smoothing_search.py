@@ -32,7 +32,7 @@ Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
 Loss = Callable[[Vector], float]
 
-_OUTPUTS = 512
+_OUTPUTS = 256
 """Of weights with more rows, this many are tried, evenly spaced: enough to choose one exponent."""
 _BETTER = 1e-3
 """How much lower, relatively, a loss has to be for the weights to be changed."""
