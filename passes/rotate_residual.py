@@ -55,12 +55,15 @@ class RotateResidual(Pass):
             covariance of what the norms put out, from calibration samples.
         seed: of the random kinds.
         block: of ``block_hadamard``; 0 takes the largest power of two that divides the width.
+        apart: of ``klt_hadamard``: so many of the largest components become the first channels
+            and are mixed among themselves only, for `split_low_rank` to cut off; 0 mixes all.
         bridges: how many products with the matrix may be written for one stream.
     """
 
     matrix: Kind = "randomized_hadamard"
     seed: int = 0
     block: int = 0
+    apart: int = 0
     bridges: int = 2
 
     promise: ClassVar[Promise] = Promise.SAME_FUNCTION
@@ -75,8 +78,13 @@ class RotateResidual(Pass):
         """
         if self.matrix not in KINDS:
             raise FormatError(f"there is no rotation {self.matrix!r}: choose one of {KINDS}.")
-        if self.block < 0 or self.bridges < 0:
-            raise FormatError("block and bridges are at least 0.")
+        if min(self.block, self.bridges, self.apart) < 0:
+            raise FormatError("block, apart and bridges are at least 0.")
+        if self.apart and self.matrix != "klt_hadamard":
+            raise FormatError(
+                f"apart={self.apart} keeps the largest components apart, which matrix="
+                f"{self.matrix!r} does not find or mix: choose matrix='klt_hadamard'."
+            )
 
     @property
     def needs_samples(self) -> bool:
@@ -146,6 +154,7 @@ class RotateResidual(Pass):
             seed=self.seed,
             block=self.block or None,
             covariance=covariance,
+            apart=self.apart,
         )
 
 

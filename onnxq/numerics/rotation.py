@@ -12,7 +12,8 @@ A row vector x becomes x Q, and Q Qᵀ = I. `make_rotation` knows
   channels are uncorrelated (ResQ, Saxena et al. 2024, arXiv:2412.14363; QUAD, arXiv:2503.19353);
 * ``klt_hadamard``: U H / √n, which then gives all of them the same variance, the mean of the
   eigenvalues: no Hadamard matrix alone can promise that (MambaQuant, Xu et al. 2025,
-  arXiv:2501.13484, section 4).
+  arXiv:2501.13484, section 4). With ``apart`` r, U diag(H_r / √r, H_{n−r} / √(n−r)): the r largest
+  components share their variance among themselves, and so do the others (ResQ, section 4.2).
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def make_rotation(
     seed: int = 0,
     block: int | None = None,
     covariance: Array | None = None,
+    apart: int = 0,
 ) -> Rotation:
     """An orthogonal matrix of one of the kinds of the module docstring.
 
@@ -103,10 +105,11 @@ def make_rotation(
         block: of ``block_hadamard``, a divisor of n; when None the largest power of two that
             divides n.
         covariance: for the ``klt`` kinds, symmetric positive semidefinite [n, n].
+        apart: of ``klt_hadamard``, how many of the largest components are mixed apart.
 
     Raises:
-        FormatError: an unknown kind, a block that does not divide n, or a covariance that is
-            missing, of another size or not finite.
+        FormatError: an unknown kind, a block that does not divide n, more channels apart than
+            there are, or a covariance that is missing, of another size or not finite.
     """
     generator = np.random.default_rng(seed)
     if kind == "hadamard":
@@ -130,9 +133,24 @@ def make_rotation(
         vectors = _eigenvectors(covariance, size)
         if kind == "klt":
             return Rotation(size=size, label=f"KLT {size}", dense=vectors)
+        if apart:
+            return _mixed_apart(vectors, apart)
         label = f"KLT {size} · Hadamard {factor_size(size)}"
         return Rotation(size=size, label=label, dense=vectors, block=size)
     raise FormatError(f"there is no rotation {kind!r}: choose one of {', '.join(KINDS)}.")
+
+
+def _mixed_apart(vectors: npt.NDArray[np.float64], apart: int) -> Rotation:
+    """U diag(H_r / √r, H_{n−r} / √(n−r)) of eigenvectors U ``[n, n]``, r channels apart."""
+    size = len(vectors)
+    if not 0 < apart < size:
+        raise FormatError(f"{apart} of {size} channels cannot be mixed apart from the others.")
+    mixed = [fast_apply(part, part.shape[1]) for part in np.split(vectors, [apart], axis=1)]
+    label = (
+        f"KLT {size} · Hadamard {factor_size(apart)} of the first and "
+        f"{factor_size(size - apart)} of the others"
+    )
+    return Rotation(size=size, label=label, dense=np.concatenate(mixed, axis=1))
 
 
 def orthogonal(

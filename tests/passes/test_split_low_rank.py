@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
-from onnxq.errors import RecipeError, UnsupportedGraph
+from onnxq.errors import FormatError, RecipeError, UnsupportedGraph
 from onnxq.graph import find_sites
 from onnxq.graph.stage import Stage, mark_stage
 from onnxq.graph.topology import Topology
+from onnxq.numerics.rotation import make_rotation, orthogonal
 from onnxq.passes.base import Context
 from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.passes.quantize_weights import QuantizeWeights
+from onnxq.passes.rotate_residual import RotateResidual
 from onnxq.passes.split_low_rank import SplitLowRank
 from onnxq.runtime import open_session
 
@@ -170,3 +172,22 @@ def test_rounded_activations_are_not_split(build):
     m = pair(build)
     QuantizeActivations().call(m, Context())
     assert "halves are made before that" in SplitLowRank(rank=4).call(m, Context()).left[0].reason
+
+
+def test_components_apart_are_uncorrelated_with_the_others_and_alike_among_themselves():
+    """Qᵀ C Q: the variance of each half is spread evenly over its channels, none is between."""
+    basis = normal(96, 96)
+    covariance = (basis @ np.diag(np.geomspace(100, 0.01, 96)) @ basis.T).astype(np.float64)
+    q = orthogonal("klt_hadamard", 96, covariance=covariance)
+    apart = make_rotation("klt_hadamard", 96, covariance=covariance, apart=32).matrix
+    np.testing.assert_allclose(apart @ apart.T, np.eye(96), atol=1e-12)
+    turned = apart.T @ covariance @ apart
+    values = np.linalg.eigvalsh(covariance)[::-1]
+    np.testing.assert_allclose(np.diag(turned)[:32], values[:32].mean(), rtol=1e-9)
+    np.testing.assert_allclose(np.diag(turned)[32:], values[32:].mean(), rtol=1e-6)
+    np.testing.assert_allclose(turned[:32, 32:], 0, atol=1e-9 * values[0])
+    np.testing.assert_allclose(np.diag(q.T @ covariance @ q), values.mean(), rtol=1e-9)
+    with pytest.raises(FormatError, match="cannot be mixed apart"):
+        make_rotation("klt_hadamard", 96, covariance=covariance, apart=96)
+    with pytest.raises(FormatError, match="choose matrix='klt_hadamard'"):
+        RotateResidual(matrix="klt", apart=32)
