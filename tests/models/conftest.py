@@ -1,9 +1,14 @@
 """Real models in tests: fetched once, skipped with a sentence where no registry can be reached."""
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from onnxq.errors import ZooError
+from onnxq.graph import save
 from onnxq.models import zoo
+from onnxq.models.task import Task
+from onnxq.runtime import open_session
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +25,59 @@ def fetched():
                 raise
 
     return fetch
+
+
+LOUD = np.r_[np.float32(30), np.ones(63, np.float32)]
+
+
+class LoudTask(Task):
+    """A norm with one loud channel and a layer, judged by how far its output moves."""
+
+    name = "tiny"
+    title = "One layer (made up)"
+    primary = "distance"
+
+    def __init__(self):
+        self.runs = 0
+
+    def build(self, folder):
+        model = ir.from_onnx_text(
+            '<ir_version: 10, opset_import: ["" : 23]>main (float[n, 64] x) => (float[n, 32] y) {'
+            "h = RMSNormalization<axis = -1>(x, g) y = MatMul(h, w) }"
+        )
+        draw = np.random.default_rng(0)
+        weight = draw.standard_normal((64, 32)).astype(np.float32) / LOUD[:, None]
+        for node, array in zip(model.graph, (LOUD, weight), strict=True):
+            value = node.inputs[1]
+            value.const_value = ir.tensor(array, name=value.name)
+            value.shape, value.dtype = ir.Shape(array.shape), value.const_value.dtype
+            model.graph.register_initializer(value)
+            node.name = node.op_type
+        folder.mkdir(parents=True)
+        return {"model": save(model, folder / "model.onnx")}
+
+    def calibration(self, models):
+        draw = np.random.default_rng(1)
+        return {
+            "model": [{"x": draw.standard_normal((64, 64)).astype(np.float32)} for _ in range(4)]
+        }
+
+    def held_back(self, models):
+        return {"model": self.calibration(models)["model"][:1]}
+
+    def evaluate(self, models, *, source=None):
+        self.runs += 1
+        if source is None:
+            return {"distance": 0.0}
+        feeds = self.held_back(models)["model"][0]
+        outputs = []
+        for one in (source["model"], models["model"]):
+            with open_session(one) as session:
+                outputs.append(session.run(feeds)["y"])
+        return {"distance": float(np.abs(outputs[0] - outputs[1]).mean())}
+
+
+@pytest.fixture
+def loud_task():
+    """A task of one norm and one layer, whose activation has one loud channel of 64."""
+    return LoudTask()

@@ -2,13 +2,9 @@
 
 import json
 
-import numpy as np
-import onnx_ir as ir
 import pytest
 
-from onnxq.graph import save
 from onnxq.models import result_cells, results, transform_results
-from onnxq.models.task import Task
 from onnxq.models.transform_grid import (
     FORMATS,
     PREPARE,
@@ -26,54 +22,6 @@ from onnxq.models.transform_results import (
     transform_tasks,
 )
 from onnxq.passes.registry import all_passes
-from onnxq.runtime import open_session
-
-rng = np.random.default_rng(0)
-LOUD = np.r_[np.float32(30), np.ones(63, np.float32)]
-
-
-class Tiny(Task):
-    """A norm with one loud channel and a layer, judged by how far its output moves."""
-
-    name = "tiny"
-    title = "One layer"
-    primary = "distance"
-    runs = 0
-
-    def build(self, folder):
-        model = ir.from_onnx_text(
-            '<ir_version: 10, opset_import: ["" : 23]>main (float[n, 64] x) => (float[n, 32] y) {'
-            "h = RMSNormalization<axis = -1>(x, g) y = MatMul(h, w) }"
-        )
-        weight = rng.standard_normal((64, 32)).astype(np.float32) / LOUD[:, None]
-        for node, array in zip(model.graph, (LOUD, weight), strict=True):
-            value = node.inputs[1]
-            value.const_value = ir.tensor(array, name=value.name)
-            value.shape, value.dtype = ir.Shape(array.shape), value.const_value.dtype
-            model.graph.register_initializer(value)
-            node.name = node.op_type
-        folder.mkdir(parents=True)
-        return {"model": save(model, folder / "model.onnx")}
-
-    def calibration(self, models):
-        draw = np.random.default_rng(1)
-        return {
-            "model": [{"x": draw.standard_normal((64, 64)).astype(np.float32)} for _ in range(4)]
-        }
-
-    def held_back(self, models):
-        return {"model": self.calibration(models)["model"][:1]}
-
-    def evaluate(self, models, *, source=None):
-        Tiny.runs += 1
-        if source is None:
-            return {"distance": 0.0}
-        feeds = self.held_back(models)["model"][0]
-        outputs = []
-        for one in (source["model"], models["model"]):
-            with open_session(one) as session:
-                outputs.append(session.run(feeds)["y"])
-        return {"distance": float(np.abs(outputs[0] - outputs[1]).mean())}
 
 
 def fixed(*rows):
@@ -84,60 +32,61 @@ INT3 = Format(weights="int3_g32")
 
 
 @pytest.fixture
-def grid(monkeypatch):
+def grid(monkeypatch, loud_task):
     rows = {"none": fixed(), "smooth": TRANSFORMS["smooth"], "missing": fixed(("rotate_all", {}))}
     columns = {"W8A8 token": FORMATS["minilm"]["W8A8 token"], "W3": INT3}
     monkeypatch.setattr(transform_results, "TRANSFORMS", rows)
     monkeypatch.setattr(transform_results, "FORMATS", {"tiny": columns})
-    monkeypatch.setattr(transform_results, "tasks", lambda: {"tiny": Tiny()})
+    monkeypatch.setattr(transform_results, "tasks", lambda: {"tiny": loud_task})
 
 
-def test_smoothing_lowers_the_error_and_a_missing_pass_is_a_sentence(grid, tmp_path):
-    found = measure_transforms(Tiny(), tmp_path)
+def test_smoothing_lowers_the_error_and_a_missing_pass_is_a_sentence(grid, tmp_path, loud_task):
+    found = measure_transforms(loud_task, tmp_path)
     assert found["smooth"]["W8A8 token"]["metric"] < 0.5 * found["none"]["W8A8 token"]["metric"]
     assert found["smooth"]["W8A8 token"]["sqnr_db"] > found["none"]["W8A8 token"]["sqnr_db"]
     for cell in found["missing"].values():
         assert cell["refused"].startswith("RecipeError: There is no pass 'rotate_all'")
 
 
-def test_cells_are_measured_once_and_a_lost_one_alone(grid, tmp_path):
-    task = Tiny()
-    found = measure_transforms(task, tmp_path)
-    before = Tiny.runs
-    assert measure_transforms(task, tmp_path) == found
-    assert Tiny.runs == before
+def test_cells_are_measured_once_and_a_lost_one_alone(grid, tmp_path, loud_task):
+    found = measure_transforms(loud_task, tmp_path)
+    before = loud_task.runs
+    assert measure_transforms(loud_task, tmp_path) == found
+    assert loud_task.runs == before
     (tmp_path / "transforms" / "smooth-w3.json").unlink()
-    assert "W3" not in finished_transforms(task, tmp_path)["smooth"]
-    assert measure_transforms(task, tmp_path, rows=["none"])["smooth"].keys() == {"W8A8 token"}
-    assert measure_transforms(task, tmp_path)["smooth"]["W3"]["metric"] > 0
-    assert Tiny.runs == before + 1
+    assert "W3" not in finished_transforms(loud_task, tmp_path)["smooth"]
+    assert measure_transforms(loud_task, tmp_path, rows=["none"])["smooth"].keys() == {"W8A8 token"}
+    assert measure_transforms(loud_task, tmp_path)["smooth"]["W3"]["metric"] > 0
+    assert loud_task.runs == before + 1
 
 
-def test_a_transform_that_changed_nothing_is_no_figure(grid, monkeypatch, tmp_path):
+def test_a_transform_that_changed_nothing_is_no_figure(grid, monkeypatch, tmp_path, loud_task):
     idle = fixed(("smooth_activations", {"exclude": ("*",)}))
     monkeypatch.setattr(transform_results, "TRANSFORMS", {"smooth": idle})
-    cell = measure_transforms(Tiny(), tmp_path)["smooth"]["W3"]
+    cell = measure_transforms(loud_task, tmp_path)["smooth"]["W3"]
     assert cell["refused"].startswith("UnsupportedGraph: smooth_activations changed nothing: ")
 
 
-def test_what_did_nothing_beside_what_did_is_told(grid, monkeypatch, tmp_path):
+def test_what_did_nothing_beside_what_did_is_told(grid, monkeypatch, tmp_path, loud_task):
     both = fixed(("smooth_activations", {}), ("insert_online_hadamard", {}))
     monkeypatch.setattr(transform_results, "TRANSFORMS", {"both": both})
-    found = measure_transforms(Tiny(), tmp_path)
+    found = measure_transforms(loud_task, tmp_path)
     assert "metric" in found["both"]["W3"]
-    lines = transform_section(Tiny(), found)
+    lines = transform_section(loud_task, found)
     assert any(one.startswith("- both: insert_online_hadamard changed nothing: ") for one in lines)
 
 
-def test_a_format_that_refuses_leaves_the_others(grid, monkeypatch, tmp_path):
+def test_a_format_that_refuses_leaves_the_others(grid, monkeypatch, tmp_path, loud_task):
     columns = {"good": INT3, "bad": Format(weights="int5.5_g32")}
     monkeypatch.setattr(transform_results, "FORMATS", {"tiny": columns})
-    row = measure_transforms(Tiny(), tmp_path, rows=["none"])["none"]
+    row = measure_transforms(loud_task, tmp_path, rows=["none"])["none"]
     assert "metric" in row["good"]
     assert "int5.5_g32" in row["bad"]["refused"]
 
 
-def test_a_transform_runs_once_for_formats_that_ask_for_the_same(grid, monkeypatch, tmp_path):
+def test_a_transform_runs_once_for_formats_that_ask_the_same(
+    grid, monkeypatch, tmp_path, loud_task
+):
     seen = []
     real = transform_results.run_recipe
 
@@ -146,10 +95,10 @@ def test_a_transform_runs_once_for_formats_that_ask_for_the_same(grid, monkeypat
         return real(model, recipe, **options)
 
     monkeypatch.setattr(transform_results, "run_recipe", counted)
-    measure_transforms(Tiny(), tmp_path, rows=["none"])
+    measure_transforms(loud_task, tmp_path, rows=["none"])
     assert seen == ["none", "formats", "formats"]
     seen.clear()
-    measure_transforms(Tiny(), tmp_path, rows=["smooth"])  # AWQ for weights alone
+    measure_transforms(loud_task, tmp_path, rows=["smooth"])  # AWQ for weights alone
     assert seen == ["smooth", "formats", "smooth", "formats"]
 
 
