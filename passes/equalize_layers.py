@@ -21,19 +21,20 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.graph.sites import Site
-from onnxq.graph.stage import Stage
+from onnxq.graph.stage import Stage, clone_model
 from onnxq.graph.weights import read_weight
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.channel_labels import FIXED, Labels
 from onnxq.passes.migration import Migration, find_migrations, refuse_calibrated, scale_channels
 from onnxq.passes.migration_weights import factors_at
+from onnxq.passes.open_clips import open_clips
 
 __all__ = ["EqualizeLayers"]
 
@@ -55,12 +56,16 @@ class EqualizeLayers(Pass):
     Attributes:
         sites: name patterns of the layers to look at, by the second of each pair.
         exclude: name patterns of layers whose weights and inputs stay as they are.
+        clips: ``open`` writes a Clip (ReLU6) that stands between two layers as a ReLU and a Min,
+            which takes a bound for each channel: ReLU6 costs one operator more as the model runs,
+            and integer kernels do not absorb it. ``leave`` leaves such pairs alone.
         tolerance: ranges that differ by a smaller share are equal, and a chain has converged.
         rounds: over all pairs of a chain, at most.
     """
 
     sites: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
+    clips: Literal["leave", "open"] = "leave"
     tolerance: float = 1e-3
     rounds: int = 200
 
@@ -78,45 +83,60 @@ class EqualizeLayers(Pass):
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Choose the factors of every chain of layers, then fold them."""
+        if self.clips == "open":
+            trial = clone_model(model)
+            open_clips(trial)
+            plan = self._plan(trial, context)
+            open_clips(model, [name for pair in self._moved(plan) for name in _nodes_in(pair)])
+        plan = self._plan(model, context)
+        moved = self._moved(plan)
+        for pair in moved:
+            scale_channels(model, pair, plan.factors[pair])
+        even = "its channels have the same range on both sides already"
+        for pair, note in plan.changes.items():
+            row = {"note": note} if pair in moved else {"reason": even}
+            for site in pair.readers:
+                plan.reports[site.name] = SiteReport(site=site.name, **row)
+        return PassReport(
+            modified=bool(moved), sites=tuple(plan.reports.values()), notes=tuple(plan.notes)
+        )
+
+    def _moved(self, plan: _Plan) -> list[Migration]:
+        """The pairs whose ranges differ."""
+        return [
+            pair
+            for pair, factors in plan.factors.items()
+            if np.abs(np.log(factors)).max() > self.tolerance
+        ]
+
+    def _plan(self, model: ir.Model, context: Context) -> _Plan:
+        """Find the pairs, and the factors that make their ranges alike."""
         migrations = find_migrations(model, wants=self._unwanted)
-        reports = {name: SiteReport(site=name, reason=why) for name, why in
-                   migrations.refused.items()}  # fmt: skip
+        plan = _Plan()
+        for name, reason in migrations.refused.items():
+            plan.reports[name] = SiteReport(site=name, reason=reason)
         pairs: list[Migration] = []
         for migration in migrations.found:
             reason = self._not_a_pair(migration)
             if reason is None:
                 pairs.append(migration)
-            reports.update(
-                (site.name, SiteReport(site=site.name, reason=reason)) for site in migration.readers
-            )
+            for site in migration.readers:
+                plan.reports[site.name] = SiteReport(site=site.name, reason=reason)
         chains = _chains(pairs)
-        notes = []
         for number, chain in enumerate(chains):
             context.progress("equalize layers", number, len(chains))
             balance = _Balance(chain)
-            used = [balance.use(pair) for pair in chain]
+            before = {pair: balance.use(pair) for pair in chain}
             if not balance.settle(self.rounds, self.tolerance):
-                notes.append(
+                plan.notes.append(
                     f"the {len(chain)} pairs up to {chain[-1].readers[0].name!r} were still "
                     f"changing after {self.rounds} rounds"
                 )
-            for pair, before in zip(chain, used, strict=True):
-                factors, after = balance.factors[pair], balance.use(pair)
-                reports.update(self._fold(model, pair, factors, f"{before:.0%} to {after:.0%}"))
-        rows = tuple(reports.values())
-        modified = any(row.reason is None for row in rows)
-        return PassReport(modified=modified, sites=rows, notes=tuple(notes))
-
-    def _fold(
-        self, model: ir.Model, pair: Migration, factors: Array, change: str
-    ) -> dict[str, SiteReport]:
-        names = [site.name for site in pair.readers]
-        if np.abs(np.log(factors)).max() <= self.tolerance:
-            reason = "its channels have the same range on both sides already"
-            return {name: SiteReport(site=name, reason=reason) for name in names}
-        scale_channels(model, pair, factors)
-        note = f"channels use {change} of the range of both weights"
-        return {name: SiteReport(site=name, note=note) for name in names}
+            plan.factors.update(balance.factors)
+            for pair, share in before.items():
+                change = f"{share:.0%} to {balance.use(pair):.0%}"
+                plan.changes[pair] = f"channels use {change} of the range of both weights"
+        return plan
 
     def _unwanted(self, site: Site) -> str | None:
         if any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.exclude):
@@ -143,6 +163,29 @@ class EqualizeLayers(Pass):
                     "weight of a layer"
                 )
         return None
+
+
+@dataclasses.dataclass
+class _Plan:
+    """What is known of a model before it is changed.
+
+    Attributes:
+        factors: of every pair, in graph order.
+        changes: what they do, for the report.
+        reports: of the sites that are in no pair.
+        notes: on chains that did not come to rest.
+    """
+
+    factors: dict[Migration, Array] = dataclasses.field(default_factory=dict)
+    changes: dict[Migration, str] = dataclasses.field(default_factory=dict)
+    reports: dict[str, SiteReport] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def _nodes_in(pair: Migration) -> set[str]:
+    """Names of the nodes that give one of the activations that are divided."""
+    producers = [value.producer() for value in pair.region.labels]
+    return {node.name for node in producers if node is not None and node.name}
 
 
 class _Balance:

@@ -6,6 +6,7 @@ be divided (they give the channels) or multiplied (they read them), so that noth
 
     MatMul(x / s, s W) = MatMul(x, W)      norm(x) · (g / s) + b / s      relu(x / s) = relu(x) / s
     (a / s) · b = (a · b) / s              Σ p_t (v_t / s) = (Σ p_t v_t) / s
+    min(x / s, c / s) = min(x, c) / s
 
 An operator without a rule ends the search: nothing is assumed of it.
 """
@@ -85,7 +86,7 @@ def follow_scale(region: Region, node: ir.Node, value: ir.Value, labels: Labels)
         _homogeneous(region, node, value, labels)
     elif kind in ("Mul", "Div"):
         _factor(region, node, value, labels)
-    elif kind in ("Add", "Sub"):
+    elif kind in ("Add", "Sub", "Min", "Max"):
         _sum(region, node, value, labels)
     elif kind in NORMS or kind == "BatchNormalization":
         _norm(region, node, value, labels)
@@ -234,7 +235,7 @@ def _is_straight(region: Region, value: ir.Value) -> bool:
 
 
 def _sum(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:
-    """A constant that is added is divided too; another activation is not."""
+    """A constant that is added or compared with is divided too; another activation is not."""
     out = node.outputs[0]
     constant = [stored_weight(operand) is not None for operand in node.inputs]
     if sum(constant) != 1:
@@ -244,7 +245,8 @@ def _sum(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None
         return
     for index, operand in enumerate(node.inputs):
         if operand is not None and constant[index] and not _can_take(operand, labels):
-            raise Leave(f"{named(node)} adds one number to several of them: {operand.name!r}")
+            verb = "adds" if node.op_type in ("Add", "Sub") else "compares with"
+            raise Leave(f"{named(node)} {verb} one number for several of them: {operand.name!r}")
         follow_operand(region, node, index, out, labels)
 
 

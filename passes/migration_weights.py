@@ -19,6 +19,9 @@ from onnxq.passes.match import home_of
 
 __all__ = ["ScaledWeights", "factors_at"]
 
+_BESIDE = frozenset(["Add", "Sub", "Min", "Max"])
+"""Operators whose constants follow the channels and do not give them."""
+
 Factors = npt.NDArray[np.float64]
 Axes = tuple[int, ...]
 
@@ -53,9 +56,18 @@ class ScaledWeights(Demands):
                     powers = self._powers.setdefault(use if use in self.copies else weight, {})
                     if powers.setdefault(labels.axes, power) != power:
                         raise Leave(f"weight {weight.name!r} both reads and gives them")
-                    if power < 0 and role != "bias" and use[0].op_type not in ("Add", "Sub"):
+                    if power < 0 and role != "bias" and use[0].op_type not in _BESIDE:
                         writers[use[0]] = None
         self.writers = tuple(writers)
+
+    def power(self, weight: ir.Value, labels: Labels) -> int:
+        """What an edit of a weight does: 1 multiplies by the factors, -1 divides; after `settle`.
+
+        Args:
+            weight: one of `edits`.
+            labels: one of its edits.
+        """
+        return self._powers[weight][labels.axes]
 
     def matrices(self) -> list[tuple[ir.Value, str, Labels]]:
         """The weights that multiply: each with ``in`` or ``out`` and its channels; after `settle`.

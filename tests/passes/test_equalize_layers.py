@@ -285,3 +285,47 @@ def test_weights_are_computed_only_when_read(build):
                   w=uneven(4, 5, axis=1), u=uneven(5, 3, axis=0))  # fmt: skip
     EqualizeLayers().call(model, Context())
     assert isinstance(model.graph.initializers["w"].const_value, ir.LazyTensor)
+
+
+CLIPS = {
+    "relu6": ("zero", "six"),
+    "both": ("low", "six"),
+    "only_below": ("low", ""),
+    "only_above": ("", "six"),
+}
+
+
+@pytest.mark.parametrize("case", list(CLIPS))
+@pytest.mark.parametrize("kind", ["conv", "matmul", "depthwise"])
+def test_a_clip_between_layers_gets_a_bound_for_each_channel(build, judge, kinds, case, kind):
+    clip = "Clip (h, {}, {})".format(*CLIPS[case]).replace(", )", ")")
+    if kind == "matmul":
+        text = f"main (float[4, 3] x) => (float[4, 5] y) {{ h = Gemm (x, w1, b1)  a = {clip}  y = MatMul (a, w2) }}"
+        weights = {"w1": uneven(3, 6, axis=1), "w2": uneven(6, 5, axis=0)}
+        sample, axes = normal(4, 3), (1, 0)
+    else:
+        groups = 6 if kind == "depthwise" else 1
+        text = f"main (float[1, 3, 7, 7] x) => (float[1, 6, 4, 4] y) {{ h = Conv (x, w1, b1)  a = {clip}  y = Conv <group = {groups}> (a, w2) }}"
+        weights = {
+            "w1": uneven(6, 3, 2, 2, axis=0),
+            "w2": uneven(6, 6 // groups, 3, 3, axis=0 if groups > 1 else 1),
+        }
+        sample, axes = normal(1, 3, 7, 7), (0, 0 if groups > 1 else 1)
+    model = build(text, **weights, b1=normal(6), zero=np.float32(0), six=np.float32(0.6), low=np.float32(-0.4))  # fmt: skip
+    judge(model, EqualizeLayers(clips="open"), {"x": sample})
+    sides = [
+        ranges(weight(model, name), axis) for name, axis in zip(("w1", "w2"), axes, strict=True)
+    ]
+    np.testing.assert_allclose(sides[0], sides[1], rtol=1e-5)
+    assert "Clip" not in kinds(model)
+
+
+def test_clips_that_gain_nothing_stay(build, judge, kinds):
+    """One is read by an addition, one stands behind a sum, one between layers that are even."""
+    model = build(
+        "main (float[4, 6] x) => (float[4, 6] y) { h = MatMul (x, u)  a = Clip (h, zero, six)  s = Add (a, x)  b = Clip (s, zero, six)  c = MatMul (b, u)  d = Clip (c, zero, six)  y = MatMul (d, v) }",
+        u=np.eye(6, dtype=np.float32), v=np.eye(6, dtype=np.float32), zero=np.float32(0), six=np.float32(6),
+    )  # fmt: skip
+    before = kinds(model)
+    judge(model, EqualizeLayers(clips="open"), {"x": normal(4, 6)}, modified=False)
+    assert kinds(model) == before

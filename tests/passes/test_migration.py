@@ -123,7 +123,7 @@ LEFT = {
     "square": ("a = Mul (h, h)", "Mul 'Mul_1' multiplies them by themselves"),
     "divisor": ("a = Div (x2, h)  d = Relu (h)", "Div 'Div_1' divides by them|graph input 'x2'"),
     "sum": ("a = Add (h, x2)", "Add 'Add_1' joins them with another activation"),
-    "one_number": ("a = Add (h, six)", "Add 'Add_1' adds one number to several of them: 'six'"),
+    "one_number": ("a = Add (h, six)", "Add 'Add_1' adds one number for several of them: 'six'"),
     "softmax": ("a = Softmax (h)", "Softmax 'Softmax_1' is on their way"),
     "integers": ("i = Cast <to = 7> (h)  a = Cast <to = 1> (i)", "makes integers of them"),
 }
