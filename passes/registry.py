@@ -38,6 +38,7 @@ _MODULES = (
     "center_residual",
     "rotate_residual",
     "rotate_heads",
+    "learn_rotation",
     "migrate_affine",
     "flatten_affine",
     "split_low_rank",
