@@ -94,9 +94,11 @@ class EqualizeLayers(Pass):
             scale_channels(model, pair, plan.factors[pair])
         even = "its channels have the same range on both sides already"
         for pair, note in plan.changes.items():
-            row = {"note": note} if pair in moved else {"reason": even}
+            row = SiteReport(site="", note=note)
+            if pair not in moved:
+                row = SiteReport(site="", reason=even)
             for site in pair.readers:
-                plan.reports[site.name] = SiteReport(site=site.name, **row)
+                plan.reports[site.name] = dataclasses.replace(row, site=site.name)
         return PassReport(
             modified=bool(moved), sites=tuple(plan.reports.values()), notes=tuple(plan.notes)
         )
@@ -113,8 +115,8 @@ class EqualizeLayers(Pass):
         """Find the pairs, and the factors that make their ranges alike."""
         migrations = find_migrations(model, wants=self._unwanted)
         plan = _Plan()
-        for name, reason in migrations.refused.items():
-            plan.reports[name] = SiteReport(site=name, reason=reason)
+        for name, why in migrations.refused.items():
+            plan.reports[name] = SiteReport(site=name, reason=why)
         pairs: list[Migration] = []
         for migration in migrations.found:
             reason = self._not_a_pair(migration)

@@ -193,7 +193,7 @@ def _add_behind(site: Site, bias: ir.Value) -> None:
         return
     add = ir.node("Add", [output, bias])
     result = add.outputs[0]
-    result.dtype, result.shape = output.dtype, output.shape
+    result.type, result.shape = output.type, output.shape
     result.name = unique_value_name(graph, f"{output.name}_shifted")
     add.name = result.name
     for use in tuple(output.uses()):

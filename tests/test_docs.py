@@ -58,7 +58,8 @@ def test_token_weights_of_the_page_are_those_that_exist():
 def test_recipes_of_the_page_use_the_solver_and_format_it_says():
     rows = re.findall(r"^\| `(int\w+)` \| `(\w+)`.* \| `(int\w+)` \|", PAGE, re.M)
     solving = {}
-    for name in preset_names():
+    # The others combine a solver with transforms and activations; docs/passes is about those.
+    for name in (name for name in preset_names() if name.startswith("int")):
         last = load_recipe(name).steps[-1]
         if isinstance(last, QuantizeWeights) and last.solver != "nearest":
             solving[name] = (last.solver, last.format)
