@@ -6,6 +6,7 @@ be divided (they give the channels) or multiplied (they read them), so that noth
 
     MatMul(x / s, s W) = MatMul(x, W)      norm(x) · (g / s) + b / s      relu(x / s) = relu(x) / s
     (a / s) · b = (a · b) / s              Σ p_t (v_t / s) = (Σ p_t v_t) / s
+    (x / s) · (s c) = x · c, for a constant c with one number for each channel
     min(x / s, c / s) = min(x, c) / s
 
 An operator without a rule ends the search: nothing is assumed of it.
@@ -183,6 +184,10 @@ def _factor(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> N
         raise Leave(f"{named(node)} multiplies two of them")
     if node.op_type == "Div" and value is second:
         raise Leave(f"{named(node)} divides by them")
+    at = 1 if value is first else 0
+    if node.op_type == "Mul" and other is not None and _is_own_factor(other, labels):
+        region.weights.ask(node, at, "in", labels)  # (x / s) · (s c): the path ends
+        return
     region.link(node, Link.same(value, out, labels))
 
 
@@ -201,13 +206,18 @@ def _arm(region: Region, node: ir.Node, labels: Labels) -> int:
     if known:
         return known[0]
     for at, operand in operands:
-        if stored_weight(operand) is not None and _covers(operand, labels):
+        if _is_own_factor(operand, labels):
             return at
     computed = [(at, v) for at, v in operands if stored_weight(v) is None]
     if not computed:
         raise Leave(f"{named(node)} multiplies constants: run fold_constants first")
     straight = [at for at, operand in computed if _is_straight(region, operand)]
     return (straight or [at for at, _ in computed])[-1]
+
+
+def _is_own_factor(operand: ir.Value, labels: Labels) -> bool:
+    """Whether a constant has one number for each position, and so can take the factors."""
+    return stored_weight(operand) is not None and _covers(operand, labels)
 
 
 def _covers(operand: ir.Value, labels: Labels) -> bool:

@@ -29,16 +29,13 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxq.calibration import walk_sites
 from onnxq.calibration.channel_profile import ChannelProfile, profile_channels
 from onnxq.calibration.samples import Samples
-from onnxq.calibration.site_statistics import unreachable_sites
 from onnxq.errors import CalibrationError, RecipeError
 from onnxq.formats import parse_format
 from onnxq.graph.sites import Site, find_sites
@@ -46,16 +43,17 @@ from onnxq.graph.stage import Stage
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.migration import Migration, find_migrations, refuse_calibrated, scale_channels
 from onnxq.passes.migration_shift import shift_channels, unshiftable
+from onnxq.passes.shortcut_factors import add_shortcut_factors, drop_unused_factors
 from onnxq.passes.smoothing_choice import (
     Choice,
     Objective,
     Smoothing,
+    choices_by_moments,
     input_name,
     middles_of,
     searched_reading,
 )
 from onnxq.solvers.nearest import Search
-from onnxq.solvers.statistics import Statistics
 
 __all__ = ["SmoothActivations"]
 
@@ -84,6 +82,9 @@ class SmoothActivations(Pass):
         shift: first take (max x_j + min x_j) / 2 out of each channel, within the bias of the norm
             or layer that gives it and those of the readers (Outlier Suppression+, Wei et al.,
             arXiv:2304.09145, section 3.2); readers without a bias get one.
+        shortcuts: also take activations that layers and a shortcut read, as behind the norms of a
+            post-norm network: the shortcut then multiplies by the factors as the model runs
+            (Outlier Suppression, Wei et al., arXiv:2209.13325).
         through_cache: also scale values that a key-value cache holds. The function of the tokens
             is the same when the cache is only fed back; ``present`` outputs of values change.
         sites: name patterns of the sites to look at.
@@ -101,6 +102,7 @@ class SmoothActivations(Pass):
     steps: int = 20
     rows: int = 512
     shift: bool = False
+    shortcuts: bool = False
     through_cache: bool = False
     sites: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
@@ -152,29 +154,44 @@ class SmoothActivations(Pass):
                 "was run without data: give calibration samples."
             )
         samples = Samples.of(context.samples, limit=self.samples)
+        shortcuts = add_shortcut_factors(model) if self.shortcuts else []
         shifts = self._shift(model, samples) if self.shift else {}
         found = find_migrations(model, through_cache=self.through_cache, wants=self._unwanted)
-        how = self._smoothing()
-        profiles = self._profiles(model, found.found, samples, how)
-        if how.objective == "awq" and how.alpha is None:
-            choices = _by_moments(model, found.found, samples, how, profiles)
-        else:
-            choices = {}
         reports = [SiteReport(site=name, reason=reason) for name, reason in found.refused.items()]
         modified, moved = any(text is None for text in shifts.values()), list[str]()
-        # The last first: factors of a layer's rows are then known when its columns are measured.
-        for number, migration in enumerate(reversed(found.found)):
-            context.progress("smooth activations", number, len(found.found))
-            choice = choices.get(migration) or how.choose(migration, profiles)
+        for migration, choice in self._choices(model, found.found, samples, context):
             if choice.factors is not None:
                 scale_channels(model, migration, choice.factors)
                 modified = True
                 moved += migration.caches
             for site in migration.readers:
                 reports.append(_report(site, migration, choice, shifts.get(site.name, "")))
+        count = drop_unused_factors(shortcuts)
+        notes = (f"{count} shortcuts multiply by the factors of their norm",) if count else ()
         return PassReport(
-            modified=modified, sites=tuple(reports), moved_outputs=tuple(dict.fromkeys(moved))
+            modified=modified,
+            sites=tuple(reports),
+            notes=notes,
+            moved_outputs=tuple(dict.fromkeys(moved)),
         )
+
+    def _choices(
+        self,
+        model: ir.Model,
+        migrations: Sequence[Migration],
+        samples: Samples,
+        context: Context,
+    ) -> Iterator[tuple[Migration, Choice]]:
+        """The factors of each migration; the caller folds them before it asks for the next."""
+        how = self._smoothing()
+        profiles = self._profiles(model, migrations, samples, how)
+        choices: dict[Migration, Choice] = {}
+        if how.objective == "awq" and how.alpha is None:
+            choices = choices_by_moments(model, migrations, samples, how, profiles)
+        # The last first: factors of a layer's rows are then known when its columns are measured.
+        for number, migration in enumerate(reversed(migrations)):
+            context.progress("smooth activations", number, len(migrations))
+            yield migration, choices.get(migration) or how.choose(migration, profiles)
 
     def _smoothing(self) -> Smoothing:
         alpha = self.alpha
@@ -237,39 +254,6 @@ class SmoothActivations(Pass):
         return profile_channels(
             model, axes, samples, readings=readings if rows else None, rows=rows
         )
-
-
-def _by_moments(
-    model: ir.Model,
-    migrations: Sequence[Migration],
-    samples: Samples,
-    how: Smoothing,
-    profiles: Mapping[str, ChannelProfile],
-) -> dict[Migration, Choice]:
-    """Factors of every migration, as soon as the moments of all its readers are known."""
-    of_site = {site: migration for migration in migrations for site in migration.readers}
-    choices = {
-        of_site[site]: Choice(factors=None, text=reason)
-        for site in of_site
-        if (reason := unreachable_sites(model, [site]).get(site.name) or _grouped(site))
-    }
-    moments: dict[Migration, dict[Site, np.ndarray]] = {}
-
-    def visit(site: Site, statistics: tuple[Statistics, ...]) -> None:
-        migration = of_site[site]
-        known = moments.setdefault(migration, {})
-        known[site] = statistics[0].hessian
-        if len(known) == len(migration.readers):
-            choices[migration] = how.choose_by_moments(migration, known, profiles)
-            del moments[migration]
-
-    wanted = [site for site, migration in of_site.items() if migration not in choices]
-    walk_sites(model, samples, wanted, visit, flow="one_shot")
-    return choices
-
-
-def _grouped(site: Site) -> str | None:
-    return f"{site.name!r} works on groups of channels" if site.groups > 1 else None
 
 
 def _report(site: Site, migration: Migration, choice: Choice, shifted: str | None) -> SiteReport:

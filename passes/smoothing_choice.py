@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnxq.calibration.channel_profile import ChannelProfile
 from onnxq.calibration.readings import Reading, reading_of
+from onnxq.calibration.samples import Samples
+from onnxq.calibration.site_statistics import unreachable_sites, walk_sites
 from onnxq.formats import IntFormat
 from onnxq.graph.orientation import to_rows
 from onnxq.graph.sites import Site
@@ -28,8 +31,10 @@ from onnxq.passes.smoothing_factors import (
 from onnxq.passes.smoothing_search import Reader, Simulation, best_of, some_rows, weight_loss
 from onnxq.passes.weight_layout import weight_of
 from onnxq.solvers.nearest import Search
+from onnxq.solvers.statistics import Statistics
 
-__all__ = ["Choice", "Objective", "Smoothing", "input_name", "middles_of", "searched_reading"]
+__all__ = ["Choice", "Objective", "Smoothing", "choices_by_moments", "input_name", "middles_of",
+           "searched_reading"]  # fmt: skip
 
 Objective = Literal["smoothquant", "gain", "percentile", "awq"]
 Vector = npt.NDArray[np.float64]
@@ -121,6 +126,39 @@ class Smoothing:
         if found is None:
             return Choice(factors=None, text="no factors lower its output error")
         return _judged(found[1], f"{name} {found[0]:.2f}")
+
+
+def choices_by_moments(
+    model: ir.Model,
+    migrations: Sequence[Migration],
+    samples: Samples,
+    how: Smoothing,
+    profiles: Mapping[str, ChannelProfile],
+) -> dict[Migration, Choice]:
+    """Factors of every migration, as soon as the moments of all its readers are known."""
+    of_site = {site: migration for migration in migrations for site in migration.readers}
+    choices = {
+        of_site[site]: Choice(factors=None, text=reason)
+        for site in of_site
+        if (reason := unreachable_sites(model, [site]).get(site.name) or _grouped(site))
+    }
+    moments: dict[Migration, dict[Site, Array]] = {}
+
+    def visit(site: Site, statistics: tuple[Statistics, ...]) -> None:
+        migration = of_site[site]
+        known = moments.setdefault(migration, {})
+        known[site] = statistics[0].hessian
+        if len(known) == len(migration.readers):
+            choices[migration] = how.choose_by_moments(migration, known, profiles)
+            del moments[migration]
+
+    wanted = [site for site, migration in of_site.items() if migration not in choices]
+    walk_sites(model, samples, wanted, visit, flow="one_shot")
+    return choices
+
+
+def _grouped(site: Site) -> str | None:
+    return f"{site.name!r} works on groups of channels" if site.groups > 1 else None
 
 
 def input_name(site: Site) -> str:

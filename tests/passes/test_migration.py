@@ -411,3 +411,14 @@ def test_any_shape(build, rows, hidden, groups, kv, width):
     assert not refused
     assert sorted(m.count for m in moved.values()) == sorted([6, kv * width, hidden])
     assert not refused
+
+
+def test_a_factor_for_each_channel_reads_them(build):
+    """(x / s) · (s c) = x · c: what lies behind the product does not matter."""
+    model = build(
+        "main (float[7, 6] x) => (float[7, 4] y, float[7, 6] z) { n = LayerNormalization (x, g)  y = MatMul (n, w)  m = Mul (c, n)  z = Softmax (m) }",
+        g=normal(6), w=normal(6, 4), c=normal(6),
+    )  # fmt: skip
+    moved, refused = move(model, {"x": normal(7, 6)})
+    assert [migration.count for migration in moved.values()] == [6]
+    assert not refused

@@ -318,3 +318,34 @@ def test_convolutions_are_shifted_where_they_do_not_pad(build):
         note = run(model, {"x": normal(1, 3, 9, 9)}, shift=True)["Conv_2"].note
         assert ("shifted to the middle" in note) is shifted
         assert ("pads its input with zeros" in note) is not shifted
+
+
+def post_norm(build):
+    return build(
+        "main (float[2, 9, 16] x) => (float[2, 9, 8] y) { n = LayerNormalization <axis = -1> (x, g, b)  h = MatMul (n, w1)  a = Gelu (h)  k = MatMul (a, w2)  r = Add (n, k)  m = LayerNormalization <axis = -1> (r, g2, b2)  y = MatMul (m, w3) }",
+        opset=20, g=outlying(16), b=normal(16), w1=normal(16, 24), w2=normal(24, 16), g2=outlying(16), b2=normal(16), w3=normal(16, 8),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", [{}, {"shift": True}, {"objective": "awq", "format": "int3_g16"}])
+def test_a_shortcut_gets_its_activation_back(build, kinds, rule):
+    model = post_norm(build)
+    samples = [{"x": normal(2, 9, 16)} for _ in range(3)]
+    sites = run(model, *samples, shortcuts=False, **rule)
+    assert "Add 'Add_4' joins them with another activation" in sites["MatMul_1"].reason
+    before = max_to_rms(model, "n", *samples)
+    sites = run(model, *samples, shortcuts=True, **rule)
+    assert sites["MatMul_1"].reason is None
+    assert kinds(model).count("Mul") == 1
+    if "awq" not in str(rule):
+        assert max_to_rms(model, "n", *samples) < before
+        run(model, *samples, modified=False, shortcuts=True, **rule)
+        assert kinds(model).count("Mul") == 1
+
+
+def test_a_shortcut_whose_factors_are_not_used_stays_as_it_was(build, kinds):
+    model = post_norm(build)
+    before = kinds(model)
+    run(model, {"x": normal(2, 9, 16)}, modified=False, shortcuts=True, exclude=("*",))
+    assert kinds(model) == before
+    assert not [name for name in model.graph.initializers if "shortcut" in name]
