@@ -213,7 +213,7 @@ def passes(console: Console, rows: Sequence[Row]) -> None:
 
 def solver_values() -> list[dict[str, Any]]:
     """Every solver with what it needs of the data and its options."""
-    from onnxq.solvers import solvers
+    from onnxq.passes.learned_rounding import all_solvers
 
     return [
         {
@@ -222,7 +222,7 @@ def solver_values() -> list[dict[str, Any]]:
             "summary": (inspect.getdoc(one.solve) or "").partition("\n")[0],
             "options": dict(one.options),
         }
-        for name, one in solvers().items()
+        for name, one in all_solvers().items()
     ]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.errors import CalibrationError, RecipeError, nearest_word
+from onnxq.errors import CalibrationError, MissingDependency, RecipeError, nearest_word
 from onnxq.formats import Arrays, IntFormat
 from onnxq.graph.sites import Site
 from onnxq.graph.topology import Topology
@@ -26,7 +26,7 @@ from onnxq.solvers.registry import Solver, solver, solvers
 if TYPE_CHECKING:
     from onnxq.learning.rounding import RoundingResult
 
-__all__ = ["LEARNED", "LearnedCodes", "find_solver", "learn_codes"]
+__all__ = ["LEARNED", "LearnedCodes", "all_solvers", "find_solver", "learn_codes"]
 
 Array = npt.NDArray[Any]
 
@@ -48,6 +48,15 @@ class LearnedCodes:
     arrays: Mapping[str, Arrays]
     notes: Mapping[str, str]
     remarks: tuple[str, ...]
+
+
+def all_solvers() -> dict[str, Solver]:
+    """Every solver by name; those that learn only where torch is installed."""
+    try:
+        learned = {name: find_solver(name) for name in LEARNED}
+    except MissingDependency:
+        learned = {}
+    return {**solvers(), **learned}
 
 
 def find_solver(name: str) -> Solver:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from onnxq.calibration.token_weights import parse_token_weights
+from onnxq.passes.learned_rounding import all_solvers
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.recipe import load_recipe, preset_names
-from onnxq.solvers import solvers
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "solvers.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
@@ -30,14 +30,14 @@ def options_in(section):
     return dict(re.findall(r"^\| `(\w+)` \| `(.+?)` \|", table[1], re.M))
 
 
-@pytest.mark.parametrize("name", list(solvers()))
+@pytest.mark.parametrize("name", list(all_solvers()))
 def test_every_solver_has_a_section_with_its_options_and_defaults(name):
     documented = options_in(f"`{name}`")
-    assert documented == {key: str(value) for key, value in solvers()[name].options.items()}
+    assert documented == {key: str(value) for key, value in all_solvers()[name].options.items()}
 
 
 def test_every_solver_section_is_of_a_solver():
-    assert {name.strip("`") for name in SECTIONS if name.startswith("`")} == set(solvers())
+    assert {name.strip("`") for name in SECTIONS if name.startswith("`")} == set(all_solvers())
 
 
 def test_options_of_the_pass_have_their_defaults():

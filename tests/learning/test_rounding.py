@@ -62,7 +62,7 @@ def test_untrained_weights_are_rounded_to_nearest(name: str, text: str) -> None:
 def test_learning_lowers_the_loss_of_what_is_stored(name: str, text: str) -> None:
     model, samples = _model()
     formats = {site.name: parse_format(text) for site in find_sites(model)}
-    method = METHODS[name](steps=60, rate=METHODS[name]().rate * 3)
+    method = METHODS[name](steps=60, rate=max(METHODS[name]().rate, 1e-2))
     found, _ = learn_rounding(model, samples, formats, _start, method)
     assert set(found) == set(formats)
     for site in find_sites(model):

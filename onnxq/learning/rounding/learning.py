@@ -138,7 +138,7 @@ class _RoundingLearner(Learner):
             if penalty is not None:
                 penalties.append(penalty)
         total = torch.stack(penalties).mean() if penalties else None
-        pull = self._method.pull * self._loss
+        pull = self._method.penalty_weight * self._loss
         return Setting(weights, {}, None if total is None else pull * total)
 
     def plain(self) -> Setting:

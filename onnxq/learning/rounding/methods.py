@@ -29,16 +29,13 @@ class Method(abc.ABC):
         steps: gradient steps for each block.
         batch: samples for each step.
         rate: learning rate of Adam.
-        pull: weight of the penalty that draws weights to the grid, as a part of the loss of
-            rounding to nearest; methods without a penalty do not use it.
-        learn_threads: of torch; on one the result is the same bytes every time.
+        threads: of torch; on one the result is the same bytes every time.
     """
 
-    steps: int = 200
+    steps: int = 100
     batch: int = 2
     rate: float = 1e-2
-    pull: float = 0.1
-    learn_threads: int = 1
+    threads: int = 1
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
@@ -54,8 +51,13 @@ class Method(abc.ABC):
             checks=6,
             inputs=inputs,
             seed=seed,
-            threads=self.learn_threads,
+            threads=self.threads,
         )
+
+    @property
+    def penalty_weight(self) -> float:
+        """What penalties of weights count, as a part of the loss of rounding to nearest."""
+        return 0.0
 
     @abc.abstractmethod
     def weight(self, rows: torch.Tensor, fmt: IntFormat, start: Arrays, seed: int) -> RoundedWeight:
@@ -64,19 +66,26 @@ class Method(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaRound(Method):
-    """See `onnxq.learning.rounding.adaround`.
+    """Up or down by a rectified sigmoid that is driven to 0 or 1 (AdaRound).
 
     Attributes:
+        pull: weight of the penalty, as a part of the loss of rounding to nearest.
         warmup: share of the way without penalty.
         first: exponent of the penalty after it.
         last: exponent at the end.
     """
 
-    rate: float = 3e-2
+    rate: float = 5e-2
+    pull: float = 0.1
     warmup: float = 0.2
     first: float = 20.0
     last: float = 2.0
     name: ClassVar[str] = "adaround"
+
+    @property
+    def penalty_weight(self) -> float:
+        """See `pull`."""
+        return self.pull
 
     def weight(self, rows: torch.Tensor, fmt: IntFormat, start: Arrays, seed: int) -> RoundedWeight:
         """What is learned of one weight."""
@@ -85,9 +94,20 @@ class AdaRound(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscQuant(Method):
-    """See `onnxq.learning.rounding.discquant`."""
+    """Between two grid points by projected gradients of the distillation loss (DiscQuant).
 
+    Attributes:
+        pull: weight of the linear term, as a part of the loss of rounding to nearest.
+    """
+
+    rate: float = 3e-2
+    pull: float = 0.1
     name: ClassVar[str] = "discquant"
+
+    @property
+    def penalty_weight(self) -> float:
+        """See `pull`."""
+        return self.pull
 
     def weight(self, rows: torch.Tensor, fmt: IntFormat, start: Arrays, seed: int) -> RoundedWeight:
         """What is learned of one weight."""
@@ -96,7 +116,7 @@ class DiscQuant(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlexRound(Method):
-    """See `onnxq.learning.rounding.flexround`."""
+    """Divided by a learned factor for each weight and row before rounding (FlexRound)."""
 
     rate: float = 3e-3
     name: ClassVar[str] = "flexround"
@@ -108,7 +128,7 @@ class FlexRound(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowRank(Method):
-    """LRQ, see `onnxq.learning.rounding.flexround`.
+    """Divided by learned factors of low rank before rounding (LRQ).
 
     Attributes:
         rank: of the factors.
@@ -125,7 +145,7 @@ class LowRank(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GumbelSoftmax(Method):
-    """See `onnxq.learning.rounding.gsq`.
+    """The likeliest of the nearest grid points, by Gumbel-softmax (GSQ).
 
     Attributes:
         candidates: how many codes each weight chooses from.
@@ -134,7 +154,7 @@ class GumbelSoftmax(Method):
         noise: factor of the Gumbel noise.
     """
 
-    rate: float = 1e-2
+    rate: float = 2e-2
     candidates: int = 2
     first: float = 0.5
     last: float = 0.05
