@@ -160,6 +160,15 @@ def _learned(key: str, **options: Any) -> Callable[[Format], tuple[Row, ...]]:
     return rows
 
 
+def _ost(fmt: Format) -> tuple[Row, ...]:
+    """As the recipe ``ostquant_w4a4``: the last layer of each MLP turned online, then learning."""
+    (learned,) = _learned(
+        "learn_rotation", rotate_cache=True, clip=fmt.clip, exclude=("*lm_head*",)
+    )(fmt)
+    online: Row = ("insert_online_hadamard", {"which": ("r4",)})
+    return (*(row for row in ROTATE if row[0] in SUPPORT), online, learned)
+
+
 def _fixed(*rows: Row) -> Callable[[Format], tuple[Row, ...]]:
     return lambda fmt: rows
 
@@ -174,7 +183,7 @@ TRANSFORMS: Mapping[str, Transform] = {
     },
     "affine": Transform(rows=_learned("migrate_affine", through_cache=True), learns_clip=True),
     "flat": Transform(rows=_learned("flatten_affine"), learns_clip=True),
-    "ost": Transform(rows=_learned("learn_rotation")),
+    "ost": Transform(rows=_ost),
 }
 """The rows of the tables."""
 

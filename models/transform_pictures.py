@@ -86,7 +86,7 @@ PICTURES: Mapping[str, Picture] = {
     "split_low_rank": Picture(task="smollm2", options={"sites": (_QKV,)}, before=KLT, sites=_QKV),
     "migrate_affine": Picture(task="digits-vit"),
     "flatten_affine": Picture(task="digits-vit"),
-    "learn_rotation": Picture(task="digits-vit"),
+    "learn_rotation": Picture(task="digits-vit", before=ROTATE[:-1]),
 }
 """A picture for each transform, by the key of its pass."""
 
