@@ -14,27 +14,21 @@ arXiv:2306.00317, equation 2; Lee et al., arXiv:2407.11534, equation 2.)
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from onnxq.formats import Arrays, IntFormat
 from onnxq.learning.quantizers import round_through
-from onnxq.learning.rounding.weight import RoundedWeight, spread
+from onnxq.learning.rounding.weight import SteppedWeight, spread
 
 __all__ = ["FlexRounded", "LowRankRounded"]
 
 
-class _Divided(RoundedWeight):
+class _Divided(SteppedWeight):
     """A weight divided by exp(`_exponent`) before rounding, its steps learned."""
-
-    def __init__(self, rows: torch.Tensor, fmt: IntFormat, start: Arrays) -> None:
-        super().__init__(rows, fmt, start)
-        self._given = torch.from_numpy(start["scales"].astype(np.float32))
-        self._log_step = torch.zeros_like(self._given).requires_grad_()
 
     def soft(self, progress: float) -> torch.Tensor:
         """The rounded weight; gradients pass the rounding straight through."""
-        step = spread(self.fmt, self._steps(), self.shape)
+        step = spread(self.fmt, self.steps(), self.shape)
         return (self._codes(step) - self.zero) * step
 
     def hard(self) -> Arrays:
@@ -42,10 +36,8 @@ class _Divided(RoundedWeight):
         if not any(bool(p.any()) for p in self.moving):
             return dict(self.start)
         with torch.no_grad():
-            steps = self._steps()
-            codes = self._codes(spread(self.fmt, steps, self.shape))
-        scales = steps.numpy().astype(self.start["scales"].dtype)
-        return {**self.with_codes(codes), "scales": scales}
+            codes = self._codes(spread(self.fmt, self.steps(), self.shape))
+        return self.with_steps(codes)
 
     @property
     def moving(self) -> list[torch.Tensor]:
@@ -54,13 +46,6 @@ class _Divided(RoundedWeight):
 
     def _exponent(self) -> torch.Tensor:
         raise NotImplementedError
-
-    def _steps(self) -> torch.Tensor:
-        """The steps as they are stored."""
-        steps = self._given * torch.exp(self._log_step)
-        if self.fmt.scale_dtype == "float16":
-            steps = steps + (steps.half().float() - steps).detach()
-        return steps
 
     def _codes(self, step: torch.Tensor) -> torch.Tensor:
         exact = self.rows / (step * torch.exp(self._exponent()))
@@ -80,7 +65,7 @@ class FlexRounded(_Divided):
     @property
     def parameters(self) -> list[torch.Tensor]:
         """Log steps, S and r."""
-        return [self._log_step, self._each, self._row]
+        return [self.log_step, self._each, self._row]
 
     def _exponent(self) -> torch.Tensor:
         return self._each + self._row
@@ -118,7 +103,7 @@ class LowRankRounded(_Divided):
     @property
     def moving(self) -> list[torch.Tensor]:
         """All but U, which is random at the start."""
-        return [self._log_step, self._down, self._row, self._column]
+        return [self.log_step, self._down, self._row, self._column]
 
     def _exponent(self) -> torch.Tensor:
         return self._down @ self._up + self._row + self._column

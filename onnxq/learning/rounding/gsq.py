@@ -3,8 +3,9 @@
 Every weight has logits over its nearest codes, at the start −d² / 2 of its distance d to each in
 steps. While training, the codes are mixed with softmax((logits + g) / τ), g Gumbel noise, so that
 the mixture is a draw of the categorical distribution as the temperature τ falls; what is stored is
-the most likely code. (Gumbel-softmax: Jang et al., arXiv:1611.01144, section 2.1; of scalar codes:
-"GSQ".)
+the most likely code. The steps of the groups are learned beside. (GSQ: Dadgarnia et al.,
+arXiv:2604.18556; Gumbel-softmax: Jang et al., arXiv:1611.01144, section 2.1. There every level of
+the grid is a candidate; here the nearest few are.)
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from __future__ import annotations
 import torch
 
 from onnxq.formats import Arrays, IntFormat
-from onnxq.learning.rounding.weight import RoundedWeight
+from onnxq.learning.rounding.weight import SteppedWeight, spread
 
 __all__ = ["GumbelRounded"]
 
 
-class GumbelRounded(RoundedWeight):
+class GumbelRounded(SteppedWeight):
     """One weight; see the module."""
 
     def __init__(
@@ -59,6 +60,11 @@ class GumbelRounded(RoundedWeight):
         """The logits."""
         return [self._logits]
 
+    @property
+    def slow_parameters(self) -> list[torch.Tensor]:
+        """Log steps."""
+        return [self.log_step]
+
     def soft(self, progress: float) -> torch.Tensor:
         """The mixture of the codes."""
         temperature = self._first * (self._last / self._first) ** progress
@@ -67,7 +73,8 @@ class GumbelRounded(RoundedWeight):
             uniform = torch.rand(logits.shape, generator=self._generator).clamp_(1e-9, 1 - 1e-7)
             logits = logits - self._noise * torch.log(-torch.log(uniform))
         shares = torch.softmax(logits / temperature, -1)
-        return ((shares * self._codes).sum(-1) - self.zero) * self.scale
+        step = spread(self.fmt, self.steps(), self.shape)
+        return ((shares * self._codes).sum(-1) - self.zero) * step
 
     def hard(self) -> Arrays:
         """The most likely code; the one to nearest where two are."""
@@ -75,4 +82,4 @@ class GumbelRounded(RoundedWeight):
         nearest = torch.from_numpy(self.start["codes"].astype("float32")).unsqueeze(-1)
         favoured = logits + 1e-6 * (self._codes == nearest)
         index = favoured.argmax(-1, keepdim=True)
-        return self.with_codes(self._codes.gather(-1, index).squeeze(-1))
+        return self.with_steps(self._codes.gather(-1, index).squeeze(-1))

@@ -122,9 +122,11 @@ class _RoundingLearner(Learner):
         self._loss = loss
 
     def groups(self) -> list[dict[str, Any]]:
-        """All parameters, at one rate."""
+        """All parameters, some at a tenth of the rate."""
         found = [p for weight in self._weights.values() for p in weight.parameters]
-        return [{"params": found, "lr": self._method.rate}]
+        slow = [p for weight in self._weights.values() for p in weight.slow_parameters]
+        groups = [{"params": found, "lr": self._method.rate}]
+        return groups + ([{"params": slow, "lr": 0.1 * self._method.rate}] if slow else [])
 
     def setting(self, progress: float) -> Setting:
         """Soft weights to train on; without gradients those that would be stored."""

@@ -11,7 +11,7 @@ import torch
 
 from onnxq.formats import Arrays, IntFormat, PerBlock, PerGroup
 
-__all__ = ["RoundedWeight", "spread"]
+__all__ = ["RoundedWeight", "SteppedWeight", "spread"]
 
 Array = npt.NDArray[Any]
 
@@ -49,6 +49,11 @@ class RoundedWeight(abc.ABC):
     def parameters(self) -> list[torch.Tensor]:
         """What is learned."""
 
+    @property
+    def slow_parameters(self) -> list[torch.Tensor]:
+        """What is learned at a tenth of the rate."""
+        return []
+
     @abc.abstractmethod
     def soft(self, progress: float) -> torch.Tensor:
         """The weight ``[rows, columns]`` that is trained through, ``progress`` of the way."""
@@ -80,3 +85,29 @@ class RoundedWeight(abc.ABC):
         low, high = float(self.fmt.lowest), float(self.fmt.highest)
         floor = torch.clamp(torch.floor(exact), low, high - 1.0)
         return floor, torch.clamp(exact - floor, 0.0, 1.0)
+
+
+class SteppedWeight(RoundedWeight):
+    """A weight whose steps, one for each group, are learned beside its codes.
+
+    Attributes:
+        log_step: the logarithm of what each step is multiplied by; 0 at the start.
+    """
+
+    def __init__(self, rows: torch.Tensor, fmt: IntFormat, start: Arrays) -> None:
+        """Begin with the steps of rounding to nearest."""
+        super().__init__(rows, fmt, start)
+        self._given = torch.from_numpy(start["scales"].astype(np.float32))
+        self.log_step = torch.zeros_like(self._given).requires_grad_()
+
+    def steps(self) -> torch.Tensor:
+        """The steps as they are stored, straight through where they are rounded to float16."""
+        steps = self._given * torch.exp(self.log_step)
+        if self.fmt.scale_dtype == "float16":
+            steps = steps + (steps.half().float() - steps).detach()
+        return steps
+
+    def with_steps(self, codes: torch.Tensor) -> Arrays:
+        """Codes, given as whole floats, and the steps as they are."""
+        scales = self.steps().detach().numpy().astype(self.start["scales"].dtype)
+        return {**self.with_codes(codes), "scales": scales}
