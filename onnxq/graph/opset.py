@@ -21,6 +21,7 @@ from onnxq.graph.walk import (
     function_path,
     site_name,
     walk_bodies,
+    walk_nodes,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["ensure_opset", "infer_shapes"]
 
 _OLDEST_CONVERTED = 7
+_LAYER_NORM_SINCE = 17
+_RMS_NORM = "SimplifiedLayerNormalization"
 
 
 def ensure_opset(model: ir.Model, minimum: int) -> bool:
@@ -79,11 +82,22 @@ def infer_shapes(model: ir.Model) -> None:
     from onnx.shape_inference import InferenceError
     from onnx_ir.passes.common import ShapeInferencePass
 
+    # ONNX Runtime's RMS norm in the standard domain has no inference, and would stop it there.
+    simplified = [
+        node
+        for _, node in walk_nodes(model)
+        if node.op_type == _RMS_NORM and node.domain == "" and opset_of(model) >= _LAYER_NORM_SINCE
+    ]
+    for node in simplified:
+        node.op_type = "LayerNormalization"
     try:
         ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     except (InferenceError, ir.passes.PassError, RuntimeError, ValueError):
         # A hint only: every rule works without shapes or refuses by itself.
         return
+    finally:
+        for node in simplified:
+            node.op_type = _RMS_NORM
 
 
 def _graphs_with_opset(

@@ -1,0 +1,229 @@
+# ruff: noqa: E501 - a graph in text syntax reads best on one line
+"""Where a rotation, a scale or a mean goes through, where it needs a bridge, and what refuses it."""
+
+import numpy as np
+import pytest
+
+from onnxq.errors import CalibrationError, FormatError, UnsupportedGraph
+from onnxq.graph import find_sites, read_weight
+from onnxq.graph.stage import Stage, mark_stage
+from onnxq.passes.base import Context
+from onnxq.passes.center_residual import CenterResidual
+from onnxq.passes.fold_norm_scales import FoldNormScales
+from onnxq.passes.rotate_heads import RotateHeads
+from onnxq.passes.rotate_residual import RotateResidual
+from onnxq.passes.rotation_streams import find_streams, rotate_stream
+
+RNG = np.random.default_rng(11)
+ONE = np.ones(8, np.float32)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def stream(build, *, before="x0 = MatMul (i, w0)", after="", outputs="", norm="RMS", g=ONE, **more):
+    """A stream of 8 channels with one block; ``before`` gives x0, ``after`` may read x0 and x1."""
+    norms = {
+        "RMS": "{y} = SimplifiedLayerNormalization <axis = -1> ({x}, g)",
+        "Layer": "{y} = LayerNormalization <axis = -1> ({x}, g, b)",
+    }
+    body = "  ".join(
+        [before, norms[norm].format(y="n0", x="x0"), "h = MatMul (n0, w1)  a = Tanh (h)  d = MatMul (a, w2)",
+         "x1 = Add (x0, d)", norms[norm].format(y="n1", x="x1"), "y = MatMul (n1, w3)", after]
+    )  # fmt: skip
+    weights = {"w1": normal(8, 5), "w2": normal(5, 8), "w3": normal(8, 3), "g": g}
+    if "w0" in before:
+        weights["w0"] = normal(4, 8)
+    if norm == "Layer":
+        weights["b"] = normal(8)
+    text = f"main (float[2, 6, 4] i) => (float[2, 6, 3] y{outputs}) {{ {body} }}"
+    return build(text, opset=17, **weights, **more)
+
+
+SAMPLE = {"i": normal(2, 6, 4)}
+
+
+@pytest.mark.parametrize(
+    "before, more",
+    [
+        ("x0 = MatMul (i, w0)", {}),
+        ("m = MatMul (i, w0)  x0 = Add (m, c)", {"c": normal(8)}),
+        ("m = MatMul (i, w0)  x0 = Add (m, c)", {"c": normal(6, 8)}),
+        ("m = MatMul (i, w0)  s = Slice (c, two, eight, zero)  x0 = Add (m, s)", {"c": normal(9, 8), "two": np.array([2]), "eight": np.array([8]), "zero": np.array([0])}),
+        ("m = MatMul (i, w0)  f = Concat <axis = 1> (cls, m)  x0 = Slice (f, zero, six, one)", {"cls": normal(2, 1, 8), "zero": np.array([0]), "six": np.array([6]), "one": np.array([1])}),
+        ("m = MatMul (i, w0)  f = Mul (m, two)  x0 = Div (f, five)", {"two": np.float32(2), "five": np.float32(5)}),
+        ("t = Transpose <perm = [0, 2, 1]> (i)  m = Conv (t, k, kb)  x0 = Transpose <perm = [0, 2, 1]> (m)", {"k": normal(8, 4, 1), "kb": normal(8)}),
+    ],
+)  # fmt: skip
+def test_what_writes_a_stream(build, judge, before, more):
+    model = stream(build, before=before, **more)
+    report = judge(model, RotateResidual(bridges=0), SAMPLE)
+    assert [site.reason for site in report.sites] == [None]
+
+
+@pytest.mark.parametrize(
+    "before, after, outputs, bridges",
+    [
+        ("m = MatMul (i, w0)  x0 = Tanh (m)", "", "", 1),
+        ("m = MatMul (i, w0)  x0 = Tanh (m)", "z = Relu (x1)", ", float[2, 6, 8] z", 2),
+        ("x0 = MatMul (i, w0)", "z = Identity (n1)  v = Softmax (n1)", ", float[2, 6, 8] v", 1),
+        ("x0 = MatMul (i, w0)", "", ", float[2, 6, 8] n1", 1),
+        ("t = Transpose <perm = [0, 2, 1]> (i)  m = Conv (t, k)  e = Relu (m)  x0 = Transpose <perm = [0, 2, 1]> (e)", "", "", 1),
+    ],
+)  # fmt: skip
+def test_bridges_where_a_stream_begins_or_leaves(
+    build, judge, kinds, before, after, outputs, bridges
+):
+    more = {"k": normal(8, 4, 1)} if "Conv" in before else {}
+    model = stream(build, before=before, after=after, outputs=outputs, **more)
+    count = kinds(model).count("MatMul")
+    refused = find_streams(model, bridges=bridges - 1).refused
+    assert len(refused) == 1
+    report = judge(model, RotateResidual(bridges=bridges), SAMPLE)
+    assert f"{bridges} products as the model runs" in report.sites[0].note
+    assert kinds(model).count("MatMul") == count + bridges
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"before": "m = MatMul (i, w0)  x0 = Tanh (m)"}, "Tanh 'Tanh_1' does not commute with a rotation"),
+        ({"norm": "Layer"}, "subtracts the mean of all channels: run center_residual"),
+        ({"g": np.linspace(0.5, 2, 8).astype(np.float32)}, "has a scale for each channel: run fold_norm_scales"),
+        ({"after": "z = Softmax (x1)", "outputs": ", float[2, 6, 8] z"}, "Softmax 'Softmax_8' does not commute"),
+        ({"outputs": ", float[2, 6, 8] x1"}, "it is also the graph output 'x1'"),
+        ({"before": "m = MatMul (i, w0)  x0 = Mul (m, c)", "c": normal(8)}, "multiplies or divides channels by numbers that differ"),
+        ({"before": "m = MatMul (i, w0)  x0 = Add (m, c)", "c": normal(6, 1)}, "adds 'c' to all channels alike"),
+        ({"after": "p, q = Split <axis = -1> (x1)  z = Add (p, q)", "outputs": ", float[2, 6, 4] z"}, "has only some of the 8 channels that turn together"),
+    ],
+)  # fmt: skip
+def test_what_refuses_a_rotation(build, change, sentence):
+    model = stream(build, **change)
+    report = RotateResidual(bridges=0).call(model, Context())
+    assert not report.modified
+    assert sentence in report.left[0].reason
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"after": "z = MatMul (x1, w4)", "outputs": ", float[2, 6, 2] z", "w4": normal(8, 2)}, "reads the stream without a norm, and would miss the mean"),
+        ({"outputs": ", float[2, 6, 8] x1"}, "the mean is seen by others: it is also the graph output 'x1'"),
+    ],
+)  # fmt: skip
+def test_what_refuses_to_be_centred(build, change, sentence):
+    model = stream(build, norm="Layer", **change)
+    report = CenterResidual().call(model, Context())
+    assert not report.modified
+    assert sentence in report.left[0].reason
+
+
+def test_a_post_norm_network_is_not_centred(build):
+    text = "main (float[2, 6, 8] i) => (float[2, 6, 8] y) { m = MatMul (i, w0)  n0 = LayerNormalization <axis = -1> (m, g, b)  h = MatMul (n0, w1)  s = Add (n0, h)  n1 = LayerNormalization <axis = -1> (s, g, b)  k = MatMul (n1, w1)  t = Add (n1, k)  y = LayerNormalization <axis = -1> (t, g, b) }"
+    model = build(text, opset=17, w0=normal(8, 8), w1=normal(8, 8), g=normal(8), b=normal(8))
+    report = CenterResidual().call(model, Context())
+    assert not report.modified
+    assert all("writes the stream (a post-norm network)" in site.reason for site in report.left)
+
+
+def test_a_stream_behind_a_nonlinearity_is_centred_as_it_runs(build, judge, kinds):
+    model = stream(build, before="m = MatMul (i, w0)  x0 = Relu (m)", norm="Layer")
+    judge(model, CenterResidual(), SAMPLE)
+    assert {"ReduceMean", "Sub"} <= set(kinds(model))
+    assert "LayerNormalization" not in kinds(model)
+
+
+def test_a_norm_is_folded_into_all_readers_or_none(build, judge):
+    scale = np.linspace(-1, 2, 8).astype(np.float32)
+    model = stream(
+        build, norm="Layer", g=scale, after="z = Relu (n1)", outputs=", float[2, 6, 8] z"
+    )
+    report = judge(model, FoldNormScales(), SAMPLE)
+    assert [site.reason is None for site in report.sites] == [True, False]
+    assert "Relu 'Relu_8' reads it, and is no linear layer" in report.left[0].reason
+
+
+def test_a_shared_scale_is_copied_and_set_to_one(build, judge):
+    model = stream(build, norm="RMS", g=np.full(8, 3, np.float32))
+    judge(model, FoldNormScales(), SAMPLE)
+    for node in model.graph:
+        if node.op_type == "SimplifiedLayerNormalization":
+            assert (read_weight(node.inputs[1]) == 1).all()
+
+
+def test_bodies_are_left_alone(build):
+    text = "main (float[2, 6, 4] i, bool c) => (float[2, 6, 3] y) { x0 = MatMul (i, w0)  d = Identity (x0)  x1 = Add (x0, d)  n1 = SimplifiedLayerNormalization <axis = -1> (x1, g)  y = If (c) <then_branch = t () => (float[2, 6, 3] u) { u = MatMul (n1, w3) }, else_branch = e () => (float[2, 6, 3] v) { v = MatMul (n1, w4) }> }"
+    model = build(
+        text,
+        opset=17,
+        w0=normal(4, 8),
+        w3=normal(8, 3),
+        w4=normal(8, 3),
+        g=np.linspace(1, 2, 8).astype(np.float32),
+    )
+    before = {s.name: read_weight(s.weight) for s in find_sites(model)}
+    for step in (FoldNormScales(), RotateResidual()):
+        report = step.call(model, Context())
+        assert not report.modified
+    assert all("body" in site.reason for site in FoldNormScales().call(model, Context()).left)
+    for site in find_sites(model):
+        assert np.array_equal(read_weight(site.weight), before[site.name])
+
+
+GQA = "main (float[1, 5, 8] x, int32[1, 1] past, int32[1] total, float[1, 1, 0, 8] pk, float[1, 1, 0, 8] pv) => (float[1, 5, 8] y, float[1, 1, 5, 8] k2, float[1, 1, 5, 8] v2) { q = MatMul (x, wq)  k = MatMul (x, wk)  v = MatMul (x, wv)  a, k2, v2 = com.microsoft.GroupQueryAttention <num_heads = 3, kv_num_heads = 1> (q, k, v, pk, pv, past, total)  y = MatMul (a, wo) }"
+
+
+def _attention(build):
+    weights = {"wq": normal(8, 24), "wk": normal(8, 8), "wv": normal(8, 8), "wo": normal(24, 8)}
+    sample = {"x": normal(1, 5, 8), "past": np.array([[4]], np.int32), "total": np.array([5], np.int32),
+              "pk": np.zeros((1, 1, 0, 8), np.float32), "pv": np.zeros((1, 1, 0, 8), np.float32)}  # fmt: skip
+    return build(GQA, opset=17, **weights), sample
+
+
+def test_a_cache_is_rotated_only_when_asked(build):
+    model, _ = _attention(build)
+    report = RotateHeads().call(model, Context())
+    assert not report.modified
+    assert "set rotate_cache if it is only ever fed back" in report.left[0].reason
+
+
+def test_three_query_heads_share_the_matrix_of_one_value_head(build):
+    from onnxq.runtime import open_session
+
+    model, sample = _attention(build)
+    with open_session(model, optimize=False) as session:
+        before = session.run(sample)
+    report = RotateHeads(rotate_cache=True, matrix="orthogonal").call(model, Context())
+    assert report.moved_outputs == ("v2",)
+    with open_session(model, optimize=False) as session:
+        after = session.run(sample)
+    assert np.abs(after["y"] - before["y"]).max() < 1e-5 * np.abs(before["y"]).max()
+    assert np.array_equal(after["k2"], before["k2"])
+    assert np.abs(after["v2"] - before["v2"]).max() > 0.1
+    assert np.allclose(np.square(after["v2"]).sum(-1), np.square(before["v2"]).sum(-1), rtol=1e-4)
+
+
+def test_rotation_after_calibration_is_refused(build):
+    for step in (FoldNormScales(), CenterResidual(), RotateResidual(), RotateHeads()):
+        model = stream(build)
+        mark_stage(model, Stage.CALIBRATED)
+        with pytest.raises(UnsupportedGraph, match="this model is already CALIBRATED"):
+            step.requires(model)
+    with pytest.raises(UnsupportedGraph, match="a rotation changes the activations"):
+        find_streams(model)
+
+
+def test_options_and_matrices_are_checked(build):
+    with pytest.raises(FormatError, match="there is no rotation 'dct'"):
+        RotateResidual(matrix="dct")
+    with pytest.raises(FormatError, match="there is no rotation 'dct'"):
+        RotateHeads(matrix="dct")
+    with pytest.raises(CalibrationError, match="matrix='klt' takes the covariance"):
+        RotateResidual(matrix="klt").call(stream(build), Context())
+    model = stream(build)
+    (found,) = find_streams(model).found
+    with pytest.raises(UnsupportedGraph, match=r"does not fit the stream 'x0' of 8"):
+        rotate_stream(model, found, np.eye(6))
+    with pytest.raises(FormatError, match="not orthogonal"):
+        rotate_stream(model, found, np.ones((8, 8)))
