@@ -182,7 +182,9 @@ def _sorted(
     notes: tuple[str, ...],
 ) -> Learned:
     """Plans that are to be written, and reasons for the others."""
-    kept, of, refused = {}, {}, {}
+    kept: dict[PointPlan, AffinePoint] = {}
+    of: dict[PointPlan, BlockResult] = {}
+    refused: dict[str, str] = {}
     for plan in plans:
         home = homes[plan]
         result = None if home is None else results[home]

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxq.graph.check import name_nodes
 from onnxq.graph.names import unique_value_name
+from onnxq.graph.site_slots import integer
 from onnxq.graph.sites import Site
 from onnxq.graph.stage import clone_model
 from onnxq.graph.topology import Topology
@@ -96,7 +97,7 @@ def _refusal(site: Site, topology: Topology, exclude: Collection[str]) -> str | 
         return f"it is a {site.kind}, and only MatMul and Gemm are mapped"
     if site.path:
         return "it is inside a body or function, whose activations cannot be measured"
-    if site.weight_index != 1 or site.node.attributes.get_int("transA", 0):
+    if site.weight_index != 1 or integer(site.node, "transA"):
         return "its channels are not on the last axis of what it reads"
     if len(site.shape) != 2 or site.weight is None:
         return f"its weight is no matrix: {list(site.shape)}"
