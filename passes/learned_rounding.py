@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy.typing as npt
@@ -69,8 +69,8 @@ def find_solver(name: str) -> Solver:
     if name in LEARNED:
         from onnxq.learning.rounding import METHODS
 
-        method = METHODS[name]
-        options = {field.name: field.default for field in dataclasses.fields(method)}
+        method: Callable[..., Any] = METHODS[name]  # its options are those of the solver
+        options = {field.name: field.default for field in dataclasses.fields(METHODS[name])}
         return Solver(name=name, solve=method, needs=frozenset({"block"}), options=options)
     known = (*solvers(), *LEARNED)
     if name not in known:
