@@ -38,6 +38,7 @@ _MODULES = (
     "center_residual",
     "rotate_residual",
     "rotate_heads",
+    "rotate_weights",
     "learn_rotation",
     "migrate_affine",
     "flatten_affine",
