@@ -79,6 +79,7 @@ PICTURES: Mapping[str, Picture] = {
     "center_residual": Picture(task="whisper-tiny-en", role="encoder", shows="stream"),
     "rotate_residual": Picture(task="smollm2", before=ROTATE[:-1], sites=_QKV),
     "rotate_heads": Picture(task="smollm2", options={"rotate_cache": True}),
+    "rotate_weights": Picture(task="minilm", shows="weight"),
     "insert_online_hadamard": Picture(task="smollm2", options={"which": ("r4",)}),
     "flatten_channels": Picture(task="minilm"),
     "split_layer": Picture(task="minilm", shows="weight"),
