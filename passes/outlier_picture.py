@@ -43,5 +43,5 @@ def weight_panel(site: Site, label: str) -> Panel:
     meter = OutlierMeter(channels.shape[1], wants_qsur=False)
     meter.add(channels)
     found = meter.result()
-    ratio = "" if isinstance(found, str) else f"max/rms of the weight {found.max_to_rms:.3g}"
+    ratio = "" if isinstance(found, str) else f"max/rms {found.max_to_rms:.3g}"
     return Panel(label=f"{label} {ratio}".strip(), peaks=meter.peaks, roots=meter.roots)
