@@ -7,7 +7,7 @@ between, and a constant z for each channel::
 
 so the bias of the producer falls by z and that of every reader grows by W z: channels that lie
 around a value far from 0 are brought to it, at no cost as the model runs. Wei et al., "Outlier
-Suppression+" (arXiv:2304.09145), section 3.2, with z = (max x + min x) / 2.
+Suppression+" (arXiv:2304.09145), with z = (max x + min x) / 2.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Behind a norm of a post-norm network the layers and the shortcut read the same a
     n = norm(x),   y = n + f(W n)        →        n = norm(x),   y = n · 1 + f(W n)
 
 With the factor, a scale moved from n into W can be taken back on the shortcut, (n / s) · s, at the
-cost of one product for each element. Wei et al., "Outlier Suppression" (arXiv:2209.13325), section
-4.1, moves the scale of the norm itself in this way.
+cost of one product for each element. Wei et al., "Outlier Suppression" (arXiv:2209.13325), moves
+the scale of the norm itself in this way.
 """
 
 from __future__ import annotations

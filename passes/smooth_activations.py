@@ -81,7 +81,7 @@ class SmoothActivations(Pass):
         rows: rows of each activation that a search looks at; AWQ sees all of them, through H.
         shift: first take (max x_j + min x_j) / 2 out of each channel, within the bias of the norm
             or layer that gives it and those of the readers (Outlier Suppression+, Wei et al.,
-            arXiv:2304.09145, section 3.2); readers without a bias get one.
+            arXiv:2304.09145); readers without a bias get one.
         shortcuts: also take activations that layers and a shortcut read, as behind the norms of a
             post-norm network: the shortcut then multiplies by the factors as the model runs
             (Outlier Suppression, Wei et al., arXiv:2209.13325).

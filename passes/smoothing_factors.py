@@ -5,7 +5,7 @@ migration with factors s the quantizers see x_j / s_j and s_j w_j. All rules giv
 factor, which neither a scale for each token or tensor nor one for each row or group of a weight
 sees; it is chosen so that the geometric mean of s is 1.
 
-- **SmoothQuant** (Xiao et al., arXiv:2211.10438, equation 4):
+- **SmoothQuant** (Xiao et al., arXiv:2211.10438):
   ``s_j = max|x_j|^α / max|w_j|^(1−α)``. α = 1 makes all channels of the activation alike, α = 0 all
   columns of the weight, α = ½ gives both the same profile √(max|x_j| max|w_j|).
 - **Gain** (after PTQ4ARVG, Liu et al., arXiv:2601.21238, which derives its factors by
@@ -22,7 +22,7 @@ sees; it is chosen so that the geometric mean of s is 1.
 - **Percentile** (DGQ's percentile clipping, Zhang et al., arXiv:2310.04836): only the channels
   whose peak is beyond the p-th percentile t of the peaks are scaled, down to it:
   ``s_j = max(1, max|x_j| / t)``. The other weights keep their columns as they are.
-- **AWQ** (Lin et al., arXiv:2306.00978, equation 5): ``s_j = E|x_j|^β``.
+- **AWQ** (Lin et al., arXiv:2306.00978): ``s_j = E|x_j|^β``.
 """
 
 from __future__ import annotations
