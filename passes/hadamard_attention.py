@@ -75,8 +75,9 @@ def _operands(block: AttentionBlock) -> tuple[Operand, Operand] | str:
         value = node.inputs[index]
         if value is not None and is_hadamard(value.producer()):
             return "its queries and keys are rotated already"
-        if value is not None and value.dtype is None:
-            value.dtype = _type_of(block.q)  # inference does not know every operator before it
+        known = _type_of(block.q)
+        if value is not None and value.dtype is None and known is not None:
+            value.dtype = known  # inference does not know every operator before it
         if value is not None and value.dtype not in _FLOATS:
             return f"its {value.name!r} is {value.dtype}, not float32 or float16"
     return found

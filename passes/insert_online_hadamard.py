@@ -31,6 +31,7 @@ from onnxq.errors import RecipeError
 from onnxq.graph.attention import AttentionBlock
 from onnxq.graph.names import names_held
 from onnxq.graph.opset import ensure_opset, infer_shapes
+from onnxq.graph.site_slots import integer
 from onnxq.graph.sites import Site
 from onnxq.graph.stage import Stage
 from onnxq.graph.topology import Topology
@@ -156,12 +157,12 @@ def _refusal(topology: Topology, site: Site) -> str | None:
         return "it is inside a body or function: inline functions first"
     if site.kind not in ("MatMul", "Gemm") or site.weight is None or site.input is None:
         return f"{site.kind} does not multiply the last axis of its input by a plain weight"
-    if site.weight_index != 1 or site.node.attributes.get_int("transA", 0):
+    if site.weight_index != 1 or integer(site.node, "transA"):
         return "its weight multiplies from the left, or the channels are not the last axis"
     if is_hadamard(site.input.producer()):
         return "its input is rotated already"
-    if site.input.dtype is None:  # behind an operator that inference does not know
-        site.input.dtype = site.weight.dtype
+    if site.input.dtype is None and site.weight.dtype is not None:
+        site.input.dtype = site.weight.dtype  # behind an operator that inference does not know
     if site.input.dtype not in _FLOATS:
         return f"its input {site.input.name!r} is {site.input.dtype}, not float32 or float16"
     shared = topology.shared(site)

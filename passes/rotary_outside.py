@@ -91,7 +91,7 @@ def _separate(model: ir.Model, node: ir.Node, packed: ir.Value, head_dim: int) -
     split = _before(node, "Split", [packed, sizes], {"axis": -1}, "split", outputs=3)
     lead = [] if packed.shape is None else list(packed.shape.dims[:-1])
     for index, (value, width) in enumerate(zip(split.outputs, widths, strict=True)):
-        value.dtype = packed.dtype
+        value.type = packed.type
         value.shape = ir.Shape([*lead, width]) if lead else None
         node.replace_input_with(index, value)
 
