@@ -10,7 +10,7 @@ from onnxq.passes.channel_labels import Labels, Leave, Link, named
 from onnxq.passes.channel_region import Region
 from onnxq.passes.channel_views import dims_of
 
-__all__ = ["NORMS", "REDUCTIONS", "follow_norm", "follow_reduction"]
+__all__ = ["NORMS", "REDUCTIONS", "follow_norm", "follow_reduction", "reduced_axes"]
 
 REDUCTIONS = frozenset(["ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceMax"])
 """Sums, and what else does not depend on the order of what it goes over."""
@@ -49,7 +49,7 @@ def _last(node: ir.Node) -> int:
 
 def follow_reduction(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:
     """A sum over all channels does not see their order; one beside them keeps it."""
-    axes = _reduced_axes(node)
+    axes = reduced_axes(node)
     if axes is None or not node.attributes.get_int("keepdims", 1):
         raise Leave(f"{named(node)} is on their way, over axes that are not known")
     if value is node.inputs[0] and set(labels.axes) <= axes:
@@ -60,8 +60,8 @@ def follow_reduction(region: Region, node: ir.Node, value: ir.Value, labels: Lab
     region.link(node, Link.same(node.inputs[0], node.outputs[0], labels))
 
 
-def _reduced_axes(node: ir.Node) -> set[int] | None:
-    """From the end; None when they are not known."""
+def reduced_axes(node: ir.Node) -> set[int] | None:
+    """The axes a reduction goes over, from the end; None when they are not known."""
     attribute = node.attributes.get("axes")
     second = node.inputs[1] if len(node.inputs) > 1 else None
     if attribute is not None:

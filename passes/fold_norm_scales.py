@@ -33,7 +33,7 @@ from onnxq.passes.match import home_of
 from onnxq.passes.migration import refuse_calibrated
 from onnxq.passes.migration_rules import follow_scale
 from onnxq.passes.migration_weights import ScaledWeights
-from onnxq.passes.rotation_rules import SCALE_OF
+from onnxq.passes.rotation_rules import SCALE_OF, follow_mean, follow_pick
 from onnxq.passes.site_shift import shift_input, shift_refusal
 
 __all__ = ["FoldNormScales"]
@@ -144,6 +144,12 @@ def _readers(norm: Norm, node: ir.Node, count: int, by_node: dict[ir.Node, Site]
     def rule(region: Region, here: ir.Node, value: ir.Value, labels: Labels) -> None:
         site = region.site_of(here)
         layer = site is not None and here.op_type in _LAYERS and value is not here.outputs[0]
+        if site is None and here.op_type == "Gather":
+            follow_pick(region, here, value, labels)
+            return
+        if here.op_type == "ReduceMean":
+            follow_mean(region, here, value, labels)
+            return
         if here is not node and not layer and here.op_type not in _PASSED:
             raise Leave(f"{named(here)} reads it, and is no linear layer")
         if site is not None and site.path:

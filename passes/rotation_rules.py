@@ -15,13 +15,21 @@ from onnxq.graph.weight_source import stored_weight
 from onnxq.graph.weights import is_weight, read_weight
 from onnxq.passes.channel_attention import ATTENTION, follow_attention
 from onnxq.passes.channel_labels import Labels, Leave, Link, named
-from onnxq.passes.channel_norms import NORMS, follow_reduction
+from onnxq.passes.channel_norms import NORMS, reduced_axes
 from onnxq.passes.channel_region import Region
 from onnxq.passes.channel_rules import follow_linear, follow_operand, follow_product
 from onnxq.passes.channel_views import VIEWS, dims_of, follow_view
 
-__all__ = ["SCALE_OF", "follow_rotation", "follow_sum", "follow_through", "is_uniform",
-           "tie_norm"]  # fmt: skip
+__all__ = [
+    "SCALE_OF",
+    "follow_mean",
+    "follow_pick",
+    "follow_rotation",
+    "follow_sum",
+    "follow_through",
+    "is_uniform",
+    "tie_norm",
+]
 
 _SAME = frozenset(["Cast", "Dropout", "Identity", "Neg"])
 _LINEAR = frozenset(["MatMul", "Gemm", "FusedMatMul", "Conv", "ConvTranspose", "Gather"])
@@ -79,9 +87,9 @@ def follow_through(region: Region, node: ir.Node, value: ir.Value, labels: Label
     elif kind in ("Add", "Sub", "Sum"):
         follow_sum(region, node, value, labels, range(len(node.inputs)))
     elif kind in ("ReduceMean", "ReduceSum"):
-        _reduction(region, node, value, labels)
+        follow_mean(region, node, value, labels)
     elif kind == "Gather":
-        _gather(region, node, value, labels)
+        follow_pick(region, node, value, labels)
     else:
         return False
     return True
@@ -191,18 +199,23 @@ def _is_common(operand: ir.Value) -> bool:
     return stored_weight(operand) is not None and is_uniform(operand)
 
 
-def _reduction(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:
+def follow_mean(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:
     """A mean over tokens is linear; one over channels belongs to a norm nobody recognised."""
-    try:
-        follow_reduction(region, node, value, labels)
-    except Leave as left:
+    axes = reduced_axes(node)
+    source, target = node.inputs[0], node.outputs[0]
+    keeps = bool(node.attributes.get_int("keepdims", 1))
+    apart = axes is not None and not axes & set(labels.axes)
+    if axes is None or not apart or (not keeps and max(axes) > min(labels.axes)):
         raise Leave(
             f"{named(node)} sums over them, or over axes that are not known: if it is part of a "
             "norm, run fuse_rms_norm and fuse_layer_norm first"
-        ) from left
+        )
+    if source is None or value not in (source, target):
+        raise Leave(f"{named(node)} takes its axes from them")
+    region.link(node, Link.same(source, target, labels))
 
 
-def _gather(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:
+def follow_pick(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:
     """Entries of another axis are picked, such as the first token."""
     source, target = node.inputs[0], node.outputs[0]
     sizes = None if source is None else dims_of(source)

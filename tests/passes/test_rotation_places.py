@@ -144,6 +144,20 @@ def test_a_norm_is_folded_into_all_readers_or_none(build, judge):
     assert "Relu 'Relu_8' reads it, and is no linear layer" in report.left[0].reason
 
 
+@pytest.mark.parametrize(
+    "pooled",
+    ["p = Gather <axis = 1> (n1, first)", "p = ReduceMean <axes = [1], keepdims = 0> (n1)"],
+)
+def test_a_norm_before_pooling_is_folded_and_rotated(build, judge, pooled):
+    model = stream(
+        build, norm="Layer", g=np.linspace(-1, 2, 8).astype(np.float32),
+        after=f"{pooled}  z = MatMul (p, w4)", outputs=", float[2, 2] z", w4=normal(8, 2), first=np.int64(0),
+    )  # fmt: skip
+    for step in (FoldNormScales(), CenterResidual(), RotateResidual(bridges=0)):
+        report = judge(model, step, SAMPLE)
+        assert not report.left
+
+
 def test_a_shared_scale_is_copied_and_set_to_one(build, judge):
     model = stream(build, norm="RMS", g=np.full(8, 3, np.float32))
     judge(model, FoldNormScales(), SAMPLE)
