@@ -53,13 +53,14 @@ class AbsorbBias(Pass):
         border of zeros would have to become one of −c; outputs of the graph.
 
     Attributes:
-        margin: how far c stays under the least value seen, as a share of the range of a channel.
+        margin: how far c stays under the least value seen, as a share of the range of a channel:
+            the more, the fewer values of each channel the samples show.
         tolerance: a c that is a smaller share of the range of a channel is not worth it.
         sites: name patterns of the layers to look at, by the first of each pair.
         exclude: name patterns of layers whose biases stay as they are.
     """
 
-    margin: float = 0.05
+    margin: float = 0.25
     tolerance: float = 1e-3
     sites: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
