@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := cpu,torch,hf,gguf,genai,media,plots,dev
-NATIVE := $(shell find custom_ops -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
+NATIVE := $(shell find custom_ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name CMakeLists.txt)
 
 .PHONY: setup demo test slow lint wheel-smoke results clean
 
