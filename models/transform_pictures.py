@@ -66,6 +66,8 @@ class Picture:
 
 
 _QKV = "*qkv_proj*"
+_QUERY = "node_MatMul_203*"
+"""A query projection of the vision transformer, which reads the stream."""
 _BATCH_NORM: Row = ("fold_batch_norm", {})
 
 PICTURES: Mapping[str, Picture] = {
@@ -84,7 +86,9 @@ PICTURES: Mapping[str, Picture] = {
     "flatten_channels": Picture(task="minilm"),
     "split_layer": Picture(task="minilm", shows="weight"),
     "permute_channels": Picture(task="minilm"),
-    "split_low_rank": Picture(task="smollm2", options={"sites": (_QKV,)}, before=KLT, sites=_QKV),
+    "split_low_rank": Picture(
+        task="digits-vit", options={"sites": (_QUERY,), "multiple": 8}, before=KLT, sites=_QUERY
+    ),
     "migrate_affine": Picture(task="digits-vit"),
     "flatten_affine": Picture(task="digits-vit"),
     "learn_rotation": Picture(task="digits-vit", before=ROTATE[:-1]),
