@@ -19,10 +19,11 @@ from typing import Any, ClassVar
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.graph.opset import infer_shapes, opset_of
+from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage
 from onnxq.graph.topology import ResidualStream, Topology
+from onnxq.graph.versions import opset_of
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.centered_norms import centering_bridge, to_rms_norm, without_mean
 from onnxq.passes.channel_labels import Labels, Leave, named

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.graph.names import unique_value_name
-from onnxq.graph.opset import opset_of
+from onnxq.graph.versions import opset_of
 from onnxq.graph.weight_source import stored_weight
 from onnxq.graph.weights import add_weight, read_weight
 from onnxq.passes.channel_weights import drop_unread
