@@ -91,8 +91,8 @@ class LearnRotation(Pass):
     steps: int = 100
     batch: int = 4
     samples: int = 8
-    rate: float = 5e-3
-    scale_rate: float = 5e-3
+    rate: float = 1e-3
+    scale_rate: float = 1e-3
     exclude: tuple[str, ...] = ()
     seed: int = 0
     threads: int = 1

@@ -10,7 +10,7 @@ Two losses:
   some samples through the whole model.
 
 The loss over a fixed set is taken at the start, at some checks and at the end, and the best is
-kept: it never ends above its start.
+kept: it never ends above its start. All weights are in memory, in float32.
 """
 
 from __future__ import annotations

@@ -23,7 +23,14 @@ from onnxq.passes.rotate_residual import RotateResidual
 from onnxq.runtime import open_session
 
 WIDTH, HEADS, SHARED, HEAD, INNER, VOCABULARY, TOKENS = 32, 4, 2, 16, 40, 50, 12
-QUICK = {"steps": 12, "samples": 2, "weight_format": "int4_g16", "rotate_cache": True}
+QUICK = {
+    "steps": 12,
+    "rate": 5e-3,
+    "scale_rate": 5e-3,
+    "samples": 2,
+    "weight_format": "int4_g16",
+    "rotate_cache": True,
+}
 
 
 def _decoder(layers: int = 2, seed: int = 0) -> ir.Model:

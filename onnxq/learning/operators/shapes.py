@@ -105,8 +105,8 @@ def _sliced(x: Tensor, axis: int, start: int, end: int, stride: int) -> Tensor:
     size = x.shape[axis]
     if stride > 0:
         at = [slice(None)] * x.ndim
-        # Python's rule for bounds out of range is ONNX's.
-        at[axis] = slice(start, end, stride)
+        # Python's rule for bounds out of range is ONNX's; torch warns of those beyond 32 bits.
+        at[axis] = slice(*slice(start, end, stride).indices(size))
         return x[tuple(at)]
     start = min(max(start + size if start < 0 else start, -1), size - 1)
     end = min(max(end + size if end < 0 else end, -1), size)
