@@ -109,7 +109,8 @@ def _turn(node: ir.Node, index: int, positions: ir.Value, heads: int, width: int
         domain="com.microsoft",
     )  # fmt: skip
     if value is not None:
-        turned.outputs[0].type, turned.outputs[0].shape = value.type, value.shape
+        turned.outputs[0].type = value.type
+        turned.outputs[0].shape = None if value.shape is None else value.shape.copy()
     node.replace_input_with(index, turned.outputs[0])
 
 

@@ -124,7 +124,8 @@ def hadamard_node(model: ir.Model, value: ir.Value, size: int, *, name: str) -> 
     node = ir.node(HADAMARD, [value, factor], {"size": size}, domain=DOMAIN, name=name)
     output = node.outputs[0]
     output.name = unique_value_name(model.graph, f"{name}_output")
-    output.type, output.shape = value.type, value.shape
+    output.type = value.type
+    output.shape = None if value.shape is None else value.shape.copy()
     return node
 
 
