@@ -139,12 +139,14 @@ _MATRICES = {
 
 
 def _smooth(fmt: Format) -> tuple[Row, ...]:
-    """SmoothQuant with the exponent searched; for float activations AWQ."""
-    options: dict[str, Any] = {"format": fmt.weights, "through_cache": True}
-    if fmt.bits:
-        options.update(alpha="search", activation_bits=fmt.bits, granularity=fmt.granularity)
-    else:
+    """The best gain for a step for each token; SmoothQuant for one step; AWQ for float."""
+    options: dict[str, Any] = {"format": fmt.weights, "through_cache": True, "shortcuts": True}
+    if not fmt.bits:
         options.update(objective="awq")
+    elif fmt.granularity == "token":
+        options.update(objective="gain")
+    else:
+        options.update(alpha="search", activation_bits=fmt.bits, granularity=fmt.granularity)
     return (("smooth_activations", options),)
 
 
