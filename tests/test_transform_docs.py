@@ -8,7 +8,7 @@ import pytest
 
 from onnxq.models.transform_pictures import PICTURES
 from onnxq.passes.base import Promise
-from onnxq.passes.recipe import preset_names
+from onnxq.passes.recipe import load_recipe, preset_names
 from onnxq.passes.registry import all_passes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -47,7 +47,13 @@ def test_the_page_links_every_transform_and_the_command_draws_them():
     assert set(TRANSFORMS) <= set(PICTURES)
 
 
-def test_recipes_of_the_page_exist():
+def test_the_page_names_every_recipe_with_a_transform():
     table = PAGE.partition("| paper | recipe |")[2].partition("\n\n")[0]
-    named = set(re.findall(r"`(\w+_w\d\w*|repq_vit)`", table))
-    assert named <= set(preset_names())
+    cells = [row.split("|")[2] for row in table.splitlines()[2:]]
+    named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    transforming = {
+        name
+        for name in preset_names()
+        if any(step.key() in TRANSFORMS for step in load_recipe(name).steps)
+    }
+    assert named == transforming
