@@ -41,6 +41,7 @@ from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.channel_labels import Labels
 from onnxq.passes.hadamard_attention import kept_keys, rotate_attention
 from onnxq.passes.migration import refuse_calibrated
+from onnxq.passes.rotation_space import filled_inputs
 from onnxq.passes.rotation_weights import turned
 
 __all__ = ["InsertOnlineHadamard"]
@@ -100,8 +101,7 @@ class InsertOnlineHadamard(Pass):
         topology = Topology(model)
         rows: list[SiteReport] = []
         moved: list[str] = []
-        first = next(iter(context.samples), {}) if context.samples is not None else {}
-        filled = {name for name, array in first.items() if array.size}
+        filled = filled_inputs(context.samples)
         with names_held(model.graph):
             if "r4" in self.which:
                 rows += [self._at_mlp(model, topology, site) for site in _last_layers(topology)]

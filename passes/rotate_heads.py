@@ -31,7 +31,7 @@ from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.migration import refuse_calibrated
 from onnxq.passes.rotation_bridges import matrix_bridge
 from onnxq.passes.rotation_rules import follow_rotation
-from onnxq.passes.rotation_space import Space, find_space
+from onnxq.passes.rotation_space import Space, filled_inputs, find_space
 from onnxq.passes.rotation_streams import covariance_of
 from onnxq.passes.rotation_weights import runs_of
 
@@ -101,8 +101,9 @@ class RotateHeads(Pass):
         by_node = {site.node: site for site in find_sites(model)}
         reports: list[SiteReport] = []
         found: Found = {}
+        filled = filled_inputs(context.samples)
         for block in Topology(model).attention:
-            outcome = self._space(block, by_node)
+            outcome = self._space(block, by_node, filled)
             if isinstance(outcome, str):
                 reports.append(SiteReport(site=block.name, reason=outcome))
             elif block.o is not None:
@@ -119,7 +120,9 @@ class RotateHeads(Pass):
             reports.append(SiteReport(site=name, note=note))
         return PassReport(modified=bool(found), sites=tuple(reports), moved_outputs=tuple(moved))
 
-    def _space(self, block: AttentionBlock, by_node: dict[ir.Node, Site]) -> Space | str:
+    def _space(
+        self, block: AttentionBlock, by_node: dict[ir.Node, Site], filled: set[str]
+    ) -> Space | str:
         """What the matrices of a block go through, or why it has none."""
         site = block.o
         if site is None or block.v is None or block.head_dim is None or site.input is None:
@@ -137,6 +140,13 @@ class RotateHeads(Pass):
             count=site.shape[site.in_axis],
             rotate_cache=self.rotate_cache,
         )
+        if isinstance(space, Space):
+            kept = next((value.name for value in space.cached() if value.name in filled), None)
+            if kept is not None:
+                return (
+                    f"the samples put values into its cache {kept!r} that the float model made, "
+                    "and they would not fit rotated ones: give samples with empty caches"
+                )
         return space
 
     def _moments(

@@ -9,6 +9,7 @@ the model (the last hidden states) is rotated inside and left as it is outside.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -18,16 +19,20 @@ from onnxq.graph.names import unique_value_name
 from onnxq.graph.scratch import Scratch
 from onnxq.graph.sites import Site
 from onnxq.graph.weight_source import stored_weight
+from onnxq.passes.base import Samples
 from onnxq.passes.channel_attention import ATTENTION
 from onnxq.passes.channel_labels import Ids, Labels, Leave, named
 from onnxq.passes.channel_norms import NORMS
 from onnxq.passes.channel_region import Options, Region, Rule
 from onnxq.passes.rotation_weights import Map, RotatedWeights, runs_of
 
-__all__ = ["Build", "Space", "cache_of", "find_space"]
+__all__ = ["Build", "Space", "cache_of", "filled_inputs", "find_space"]
 
 _PAST = {"GroupQueryAttention": 4, "MultiHeadAttention": 7, "Attention": 5}
 """At which input each operator reads the values of the tokens before."""
+
+_SAMPLES_READ = 64
+"""Samples that are asked whether they fill a cache."""
 
 Build = Callable[[ir.Model, ir.Value, int, bool], ir.Value]
 """Writes a bridge behind a value, along an axis; inwards or outwards. Returns what it gives."""
@@ -230,6 +235,12 @@ def cache_of(node: ir.Node) -> list[ir.Value]:
     if own and caches:
         raise Leave(f"{named(node)} keeps keys and values in one cache, {caches[0].name!r}")
     return caches
+
+
+def filled_inputs(samples: Samples | None) -> set[str]:
+    """Inputs that any of the first samples puts numbers into: caches may be empty in the first."""
+    given = [] if samples is None else itertools.islice(samples, _SAMPLES_READ)
+    return {name for sample in given for name, array in sample.items() if array.size}
 
 
 def find_space(

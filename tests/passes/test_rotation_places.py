@@ -202,6 +202,14 @@ def test_a_cache_is_rotated_only_when_asked(build):
     assert "set rotate_cache if it is only ever fed back" in report.left[0].reason
 
 
+def test_a_cache_that_the_samples_fill_is_not_rotated(build):
+    model, sample = _attention(build)
+    sample["pv"] = np.ones((1, 1, 2, 8), np.float32)
+    report = RotateHeads(rotate_cache=True).call(model, Context(samples=[sample]))
+    assert not report.modified
+    assert "the samples put values into its cache 'pv'" in report.left[0].reason
+
+
 def test_three_query_heads_share_the_matrix_of_one_value_head(build):
     from onnxq.runtime import open_session
 
