@@ -226,6 +226,74 @@ def test_three_query_heads_share_the_matrix_of_one_value_head(build):
     assert np.allclose(np.square(after["v2"]).sum(-1), np.square(before["v2"]).sum(-1), rtol=1e-4)
 
 
+PACKED = {
+    "gqa": "a, k2, v2 = com.microsoft.GroupQueryAttention <num_heads = 3, kv_num_heads = 1> (p, , , , , past, total)",
+    "own": "a = com.microsoft.Attention <num_heads = 3> (x, wi, bi)",
+    "mha": "a = com.microsoft.MultiHeadAttention <num_heads = 3> (q, k, v, bi)",
+}
+
+
+@pytest.mark.parametrize("kind", list(PACKED))
+def test_fused_attention_packed_or_with_a_bias_of_its_own(build, judge, kind):
+    projections = {
+        "gqa": "p = MatMul (x, wp)",
+        "own": "",
+        "mha": "q = MatMul (x, wq)  k = MatMul (x, wk)  v = MatMul (x, wv)",
+    }[kind]
+    text = f"main (float[1, 5, 24] x, int32[1, 1] past, int32[1] total) => (float[1, 5, 24] y) {{ {projections}  {PACKED[kind]}  y = MatMul (a, wo) }}"
+    weights = {
+        "gqa": {"wp": normal(24, 40)},
+        "own": {"wi": normal(24, 72), "bi": normal(72)},
+        "mha": {"wq": normal(24, 24), "wk": normal(24, 24), "wv": normal(24, 24), "bi": normal(72)},
+    }[kind]
+    model = build(text, opset=17, wo=normal(24, 24), **weights)
+    before = {site.name: read_weight(site.weight) for site in find_sites(model)}
+    sample = {
+        "x": normal(1, 5, 24),
+        "past": np.array([[4]], np.int32),
+        "total": np.array([5], np.int32),
+    }
+    report = judge(model, RotateHeads(matrix="orthogonal"), sample)
+    assert [site.reason for site in report.sites] == [None]
+    for site in find_sites(model):
+        if site.name.startswith(("Attention", "MatMul_0")) and kind != "mha":
+            kept = 32 if kind == "gqa" else 48  # queries and keys stay, bit for bit
+            assert np.array_equal(read_weight(site.weight)[:, :kept], before[site.name][:, :kept])
+            assert not np.allclose(read_weight(site.weight)[:, kept:], before[site.name][:, kept:])
+
+
+@pytest.mark.parametrize("layer", [True, False])
+def test_skip_norms_of_genai_are_folded_centred_and_rotated(build, judge, kinds, layer):
+    op = "SkipLayerNormalization" if layer else "SkipSimplifiedLayerNormalization"
+    more = "g, b" if layer else "g"
+    first = (
+        "LayerNormalization <axis = -1> (x, g, b)"
+        if layer
+        else "SimplifiedLayerNormalization <axis = -1> (x, g)"
+    )
+    text = f"main (float[2, 5, 4] i) => (float[2, 5, 3] y) {{ x = MatMul (i, w0)  n0 = {first}  d0 = MatMul (n0, w1)  n1, m1, v1, x1 = com.microsoft.{op} (x, d0, {more}, c)  t = Tanh (n2)  n2 = MatMul (n1, w2)  d1 = MatMul (t, w3)  n3, m3, v3, x3 = com.microsoft.{op} (x1, d1, {more})  y = MatMul (n3, w4) }}"
+    text = text.replace(
+        "t = Tanh (n2)  n2 = MatMul (n1, w2)", "n2 = MatMul (n1, w2)  t = Tanh (n2)"
+    )
+    weights = {
+        "w0": normal(4, 8),
+        "w1": normal(8, 8),
+        "w2": normal(8, 6),
+        "w3": normal(6, 8),
+        "w4": normal(8, 3),
+        "c": normal(8),
+        "g": normal(8),
+    }
+    if layer:
+        weights["b"] = normal(8)
+    model = build(text, opset=17, **weights)
+    steps = [FoldNormScales(), CenterResidual(), RotateResidual(bridges=0)]
+    for step in steps if layer else [steps[0], steps[2]]:
+        report = judge(model, step, {"i": normal(2, 5, 4)})
+        assert not report.left
+    assert "SkipLayerNormalization" not in kinds(model)
+
+
 def test_rotation_after_calibration_is_refused(build):
     for step in (FoldNormScales(), CenterResidual(), RotateResidual(), RotateHeads()):
         model = stream(build)
