@@ -34,10 +34,10 @@ from onnxq.models.solver_results import (
     solver_tasks,
 )
 from onnxq.models.task import Feeds, Metrics, Task
+from onnxq.models.transform_page import transform_part
 from onnxq.models.transform_results import (
     finished_transforms,
     measure_transforms,
-    transform_part,
     transform_tasks,
 )
 from onnxq.models.zoo import cache_folder

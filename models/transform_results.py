@@ -21,13 +21,12 @@ import onnx_ir as ir
 from onnxq.errors import OnnxqError, UnsupportedGraph
 from onnxq.graph import load
 from onnxq.models.registry import tasks
-from onnxq.models.result_cells import Feeds, distance, figure, keep
+from onnxq.models.result_cells import Feeds, distance, keep
 from onnxq.models.smollm2 import SmolLm2
 from onnxq.models.task import Task
 from onnxq.models.transform_grid import (
     FORMATS,
     PREPARE,
-    ROTATIONS,
     SUPPORT,
     TRANSFORMS,
     Row,
@@ -38,15 +37,9 @@ from onnxq.passes.runner import RecipeResult, run_recipe
 __all__ = [
     "finished_transforms",
     "measure_transforms",
-    "transform_part",
-    "transform_section",
     "transform_tasks",
 ]
 
-
-_WRITERS = frozenset({"smollm2", "whisper-tiny-en"})
-"""Models that write tokens: the divergence of their scores says more than that of a classifier that
-is sure of nearly every image."""
 
 Given = tuple[Mapping[str, Path], Feeds, Feeds]
 """The float files of a task, calibration inputs, and held-back ones, by role."""
@@ -66,6 +59,8 @@ def measure_transforms(
 ) -> dict[str, Any]:
     """All cells of one model, by transforms and formats; a refusal is kept as its sentence.
 
+    A cell that other passes or options gave than the grid now has is measured anew.
+
     Args:
         task: a task named in `FORMATS`.
         work: folder for the float model and for finished cells.
@@ -74,7 +69,9 @@ def measure_transforms(
     """
     folder = work / "transforms"
     missing = {
-        name: [fmt for fmt in FORMATS[task.name] if again or not _file(folder, name, fmt).exists()]
+        name: [
+            fmt for fmt in FORMATS[task.name] if again or _finished(task, folder, name, fmt) is None
+        ]
         for name in (rows or TRANSFORMS)
     }
     source = folder / "source.json"
@@ -102,10 +99,24 @@ def finished_transforms(task: Task, work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"source": json.loads((folder / "source.json").read_text())}
     for name in TRANSFORMS:
         for fmt in FORMATS[task.name]:
-            path = _file(folder, name, fmt)
-            if path.exists():
-                found.setdefault(name, {})[fmt] = json.loads(path.read_text())
+            cell = _finished(task, folder, name, fmt)
+            if cell is not None:
+                found.setdefault(name, {})[fmt] = cell
     return found
+
+
+def _finished(task: Task, folder: Path, name: str, key: str) -> dict[str, Any] | None:
+    """A cell that the passes of the present grid gave."""
+    path = _file(folder, name, key)
+    cell: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return cell if cell.get("passes") == _passes(task, name, key) else None
+
+
+def _passes(task: Task, name: str, key: str) -> str:
+    """The passes of a cell and their options, as a text to compare."""
+    fmt, transform = FORMATS[task.name][key], TRANSFORMS[name]
+    rows = (*PREPARE, *transform.rows(fmt), *fmt.rows(clip_is_learned=transform.learns_clip))
+    return json.dumps(rows)
 
 
 def _file(folder: Path, transforms: str, fmt: str) -> Path:
@@ -127,7 +138,7 @@ def _measure_row(task: Task, folder: Path, name: str, formats: Sequence[str], gi
             if isinstance(found, OnnxqError)
             else _measure(task, found, fmt.rows(clip_is_learned=transform.learns_clip), given)
         )
-        keep(_file(folder, name, key), cell)
+        keep(_file(folder, name, key), {**cell, "passes": _passes(task, name, key)})
 
 
 def _transformed(name: str, rows: Sequence[Row], given: Given) -> Transformed | OnnxqError:
@@ -197,101 +208,3 @@ def _measure(
 
 def _refused(error: OnnxqError) -> dict[str, Any]:
     return {"refused": f"{type(error).__name__}: {error}"}
-
-
-def transform_part(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The lines of the part on transforms; none when no cell of any model is finished.
-
-    Args:
-        found: what `measure_transforms` returns, by name of the task.
-    """
-    known = {name: task for name, task in transform_tasks().items() if len(found.get(name, {})) > 1}
-    if not known:
-        return []
-    lines = [
-        "## Transforms",
-        "",
-        "Rows: what is done before rounding; columns: weights and activations in bits. W8A8: int8 "
-        "weights per channel, rounded to nearest, with activations in int8, a scale for each token "
-        "or one calibrated scale for each tensor. W4 and W3: GPTQ with zero points in groups, a "
-        "language head in 8 bits and its input in float. A8, A4: a scale for each token; in 4 bits "
-        "with a zero point and 0.9 of the range, or what was learned of it. `smooth`: SmoothQuant "
-        "with its exponent searched, AWQ where activations stay in float. KLT: principal "
-        "components, then a Hadamard matrix. Each cell: the model's metric, and in brackets how "
-        "far its outputs are from the float model's on held-back inputs. See "
-        "[transforms.md](transforms.md).",
-        "",
-    ]
-    for name, task in known.items():
-        lines += transform_section(task, found[name])
-    return lines
-
-
-def transform_section(task: Task, found: Mapping[str, Any]) -> list[str]:
-    """The lines of one model: all rows by formats, then KLT against Hadamard."""
-    formats = list(FORMATS[task.name])
-    second = "kl" if task.name in _WRITERS else "sqnr_db"
-    unit = "KL in nats" if second == "kl" else "SQNR in dB"
-    source = found["source"]
-    counts = ", ".join(f"{count} ({role})" for role, count in source["samples"].items())
-    lines = [
-        f"### {task.title} (`{task.name}`): {task.primary}",
-        "",
-        f"{source['metrics'][task.primary]:.4g} in float32. Calibration samples: {counts}. In "
-        f"brackets: {unit}.",
-        "",
-        "| transforms | " + " | ".join(formats) + " |",
-        "|---|" + "---:|" * len(formats),
-    ]
-    for name in TRANSFORMS:
-        row = found.get(name, {})
-        values = [_cell(row.get(fmt, {}), second) for fmt in formats]
-        lines.append(f"| {name} | " + " | ".join(values) + " |")
-    return [*lines, "", *_rotations(found, formats), *_refusals(found)]
-
-
-def _cell(cell: Mapping[str, Any], second: str) -> str:
-    if "metric" not in cell:
-        return "–"
-    return f"{figure(cell['metric'])} ({figure(cell.get(second))})"
-
-
-def _rotations(found: Mapping[str, Any], formats: Sequence[str]) -> list[str]:
-    """KLT and Hadamard side by side: a row for each set of rotations, two figures a format."""
-    has_any = any("metric" in c for k in found if "KLT" in k for c in found[k].values())
-    if not has_any:
-        return []
-    lines = [
-        "KLT / Hadamard:",
-        "",
-        "| rotations | " + " | ".join(formats) + " |",
-        "|---|" + "---:|" * len(formats),
-    ]
-    for which in ROTATIONS:
-        pairs = [
-            " / ".join(
-                figure(found.get(f"{kind} {which}", {}).get(fmt, {}).get("metric"))
-                for kind in ("KLT", "Hadamard")
-            )
-            for fmt in formats
-        ]
-        lines.append(f"| {which} | " + " | ".join(pairs) + " |")
-    return [*lines, ""]
-
-
-def _refusals(found: Mapping[str, Any]) -> list[str]:
-    """Each reason once, with the cells it is the reason of; then what did nothing in a row."""
-    where: dict[str, list[str]] = {}
-    for name in TRANSFORMS:
-        row = found.get(name, {})
-        by_reason: dict[str, list[str]] = {}
-        for fmt, cell in row.items():
-            for reason in [cell["refused"]] if "refused" in cell else cell.get("idle", ()):
-                by_reason.setdefault(reason, []).append(fmt)
-        for reason, formats in by_reason.items():
-            whole = len(formats) == len(row)
-            where.setdefault(reason, []).append(
-                name if whole else f"{name} in {', '.join(formats)}"
-            )
-    lines = [f"- {'; '.join(places)}: {reason}" for reason, places in where.items()]
-    return [*lines, *([""] if lines else [])]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from onnxq.models import result_cells, results, transform_results
+from onnxq.models import result_cells, results, transform_page, transform_results
 from onnxq.models.transform_grid import (
     FORMATS,
     PREPARE,
@@ -14,11 +14,10 @@ from onnxq.models.transform_grid import (
     Transform,
     recipe_of,
 )
+from onnxq.models.transform_page import transform_part, transform_section
 from onnxq.models.transform_results import (
     finished_transforms,
     measure_transforms,
-    transform_part,
-    transform_section,
     transform_tasks,
 )
 from onnxq.passes.registry import all_passes
@@ -36,7 +35,8 @@ def grid(monkeypatch, loud_task):
     rows = {"none": fixed(), "smooth": TRANSFORMS["smooth"], "missing": fixed(("rotate_all", {}))}
     columns = {"W8A8 token": FORMATS["minilm"]["W8A8 token"], "W3": INT3}
     monkeypatch.setattr(transform_results, "TRANSFORMS", rows)
-    monkeypatch.setattr(transform_results, "FORMATS", {"tiny": columns})
+    for module in (transform_results, transform_page):
+        monkeypatch.setattr(module, "FORMATS", {"tiny": columns})
     monkeypatch.setattr(transform_results, "tasks", lambda: {"tiny": loud_task})
 
 
@@ -67,9 +67,20 @@ def test_a_transform_that_changed_nothing_is_no_figure(grid, monkeypatch, tmp_pa
     assert cell["refused"].startswith("UnsupportedGraph: smooth_activations changed nothing: ")
 
 
+def test_a_cell_of_another_grid_is_measured_anew(grid, monkeypatch, tmp_path, loud_task):
+    found = measure_transforms(loud_task, tmp_path, rows=["none"])["none"]
+    columns = {"W8A8 token": FORMATS["minilm"]["W8A8 token"], "W3": Format(weights="int4_g32")}
+    monkeypatch.setattr(transform_results, "FORMATS", {"tiny": columns})
+    assert finished_transforms(loud_task, tmp_path)["none"].keys() == {"W8A8 token"}
+    again = measure_transforms(loud_task, tmp_path, rows=["none"])["none"]
+    assert again["W8A8 token"] == found["W8A8 token"]
+    assert again["W3"]["metric"] < found["W3"]["metric"]
+
+
 def test_what_did_nothing_beside_what_did_is_told(grid, monkeypatch, tmp_path, loud_task):
     both = fixed(("smooth_activations", {}), ("insert_online_hadamard", {}))
-    monkeypatch.setattr(transform_results, "TRANSFORMS", {"both": both})
+    for module in (transform_results, transform_page):
+        monkeypatch.setattr(module, "TRANSFORMS", {"both": both})
     found = measure_transforms(loud_task, tmp_path)
     assert "metric" in found["both"]["W3"]
     lines = transform_section(loud_task, found)
