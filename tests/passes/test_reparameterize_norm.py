@@ -129,7 +129,13 @@ def test_one_step_gives_the_codes_of_a_step_for_each_channel(build, bits, seed):
 
 
 @pytest.mark.parametrize(
-    "norm", ["n = RMSNormalization (x, g)", "n = LayerNormalization (x, g, b)"]
+    "norm",
+    [
+        "n = RMSNormalization (x, g)",
+        "n = SimplifiedLayerNormalization (x, g)",
+        "n, u, v, r = com.microsoft.SkipSimplifiedLayerNormalization (x, x, g)",
+        "n = LayerNormalization (x, g, b)",
+    ],
 )
 def test_symmetric_only_scales(build, norm):
     model, samples = encoder(build, norm), inputs()
