@@ -81,7 +81,7 @@ class ActivationPoints:
         value = point.value
         if kind is None:  # no type of that width: a wider one whose ends are never reached
             kind = _TYPES[8, point.symmetric]
-            ends = [np.float32((end - zero) * scale) for end in limits]
+            ends = [(end - zero) * scale for end in limits]
             bounds = [self._constant(point, f"end_{i}", end, dtype) for i, end in enumerate(ends)]
             nodes.append(ir.node("Clip", [value, *bounds]))
             value = nodes[0].outputs[0]

@@ -144,7 +144,7 @@ def _unsplittable(site: Site, topology: Topology) -> str | None:
         return "it multiplies no activation by a constant weight"
     if site.weight_index != 1 or len(site.shape) != 2:
         return "its weight is not a matrix on the right"
-    if site.kind == "Gemm" and site.node.attributes.get_int("transA", 0):
+    if site.kind == "Gemm" and bool(site.node.attributes.get_int("transA", 0)):
         return "it reads its activation transposed"
     if topology.shared(site).is_shared:
         return f"its weight {site.weight.name!r} is read by others too: untie weights first"

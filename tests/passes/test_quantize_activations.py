@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from onnxq.calibration.site_statistics import walk_sites
 from onnxq.errors import CalibrationError, RecipeError, UnsupportedGraph
-from onnxq.graph import find_sites, walk_nodes
+from onnxq.graph import find_sites, save, walk_nodes
 from onnxq.graph.check import check_graph
 from onnxq.graph.topology import Topology
 from onnxq.passes.base import Context
@@ -354,3 +355,13 @@ def test_blocks_behind_dequantize_linear_say_that_the_runtime_rounds_again(build
     report = QuantizeWeights(format="int4_g32", write="dequantize").call(m, Context())
     first, second = report.changed
     assert "write=auto avoids that" in first.note and second.note is None
+
+
+def test_a_runtime_that_knows_no_onnxq_runs_it(build, tmp_path):
+    m = eye(build)
+    apply(m, bits=4)
+    path = save(m, tmp_path / "m.onnx")
+    plain = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    x = spread(11)
+    codes, scale = symmetric(x, 4)
+    np.testing.assert_array_equal(plain.run(None, {"x": x})[0], codes * scale)
