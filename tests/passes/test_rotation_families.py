@@ -131,7 +131,7 @@ def network(shape, seed=0, dtype=np.float64):
         lines.append("ET = Transpose <perm = [1, 0]> (E)  logits = MatMul (f, ET)")
     else:
         lines.append(f"logits = MatMul (f, {normal('H', n, VOCABULARY)})")
-    kind = "double" if dtype == np.float64 else "float"
+    kind = {np.float64: "double", np.float32: "float", np.float16: "float16"}[dtype]
     text = f"main (int64[{BATCH}, {TOKENS}] ids) => ({kind}[{BATCH}, {TOKENS}, {VOCABULARY}] logits) {{ {'  '.join(lines)} }}"
     return text, weights
 
@@ -252,7 +252,7 @@ def test_turning_back_gives_the_weights_back(build, matrix):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_weights_keep_their_type(build, dtype):
-    text, weights = network(Shape(norm="layer", tied=False), dtype=np.float32)
+    text, weights = network(Shape(norm="layer", tied=False), dtype=dtype)
     model = build(text, opset=17, **weights)
     FuseRmsNorm().call(model, Context())
     types = {v.name: v.dtype for v in model.graph.initializers.values()}
