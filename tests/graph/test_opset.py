@@ -11,6 +11,7 @@ import pytest
 
 from onnxq.errors import UnsupportedGraph
 from onnxq.graph import ensure_opset, load, opset_of, save, walk_nodes
+from onnxq.graph.opset import infer_shapes
 from onnxq.graph.upgrade import RULES
 from onnxq.graph.versions import MAX_OPSET, operator_versions
 
@@ -337,3 +338,16 @@ def test_the_changelog_was_read_to_the_end() -> None:
             if (lost or after.min_input > before.min_input) and (name, new) not in RULES:
                 missing.append((name, new, lost))
     assert missing == []
+
+
+def test_shapes_go_on_behind_an_rms_norm_of_onnx_runtime():
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]> main (float[2, 3, 4] x, float[4] g)'
+        " => (float[2, 4, 3] y) { n = SimplifiedLayerNormalization <axis = -1> (x, g)"
+        "  y = Transpose <perm = [0, 2, 1]> (n) }"
+    )
+    model = ir.from_onnx_text(text)
+    infer_shapes(model)
+    norm = model.graph[0]
+    assert norm.op_type == "SimplifiedLayerNormalization"
+    assert list(norm.outputs[0].shape) == [2, 3, 4]
