@@ -9,8 +9,9 @@ Two losses:
   the float model, renormalised (OSTQuant, Hu et al., arXiv:2501.13987, section 3.4). A step takes
   some samples through the whole model.
 
-The loss over a fixed set is taken at the start, at some checks and at the end, and the best is
-kept: it never ends above its start. All weights are in memory, in float32.
+A quarter of the samples is held back. The loss over these, or 32 pairs of them, is taken at the
+start, at some checks and at the end, and the best is kept: on samples that no step has seen it
+never ends above its start. A single sample serves for both. All weights are in memory, in float32.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ __all__ = ["Problem", "RotationResult", "RotationSchedule", "learn_rotations"]
 _LEAST = 1e-2
 """Part of the mean energy that is added to that of a token, so that small ones do not rule."""
 _BUDGET = 1 << 29
+_CHECKED = 32
+"""How many pairs of a block and a sample the loss is checked on."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -155,7 +158,7 @@ def learn_rotations(
         with ActivationStore(_BUDGET) as store:
             checked = checked_samples(samples, problem.model)
             pieces = _pieces(problem, checked, store, whole=schedule.loss == "outputs")
-            if not pieces:
+            if not any(pieces):
                 raise CalibrationError(
                     "There is no sample, or no block with a layer in it, to learn rotations on: "
                     "give calibration samples of a model with attention or feed-forward blocks."
@@ -170,8 +173,8 @@ def _pieces(
     samples: Iterable[Mapping[str, np.ndarray]],
     store: ActivationStore,
     whole: bool,
-) -> list[_Piece]:
-    """One for each sample, or for each block of each sample, with what the float model gives."""
+) -> list[list[_Piece]]:
+    """Of each sample, one piece for each block or for all, with what the float model gives."""
     model = problem.model
     if whole:
         spans = [
@@ -188,11 +191,12 @@ def _pieces(
     pieces = []
     for sample in samples:
         held = {n: store.hold(array) for n, array in sample.items() if n in kept}
+        pieces.append([])
         for graph in graphs:
             with torch.no_grad():
                 given = graph(feeds_of(graph, held))
             targets = {n: store.hold(tensor.numpy()) for n, tensor in given.items()}
-            pieces.append(_Piece(graph, {n: held[n] for n in graph.inputs}, targets))
+            pieces[-1].append(_Piece(graph, {n: held[n] for n in graph.inputs}, targets))
             held |= targets
     return pieces
 
@@ -201,9 +205,9 @@ class _Descent:
     """One run of learning."""
 
     def __init__(
-        self, problem: Problem, pieces: Sequence[_Piece], schedule: RotationSchedule
+        self, problem: Problem, samples: Sequence[Sequence[_Piece]], schedule: RotationSchedule
     ) -> None:
-        self._problem, self._pieces, self._schedule = problem, pieces, schedule
+        self._problem, self._schedule = problem, schedule
         self._rows = {reader.weight: reader for reader in problem.readers}
         self._now = Unknowns.neutral(problem.blocks, problem.factors)
         kind = {"riemannian": StiefelAdam, "cayley": CayleySgd}[schedule.descent]
@@ -211,8 +215,11 @@ class _Descent:
             (name, i): kind() for name, (count, _) in problem.blocks.items() for i in range(count)
         }
         order = np.random.default_rng(schedule.seed)
-        count = min(len(pieces), 32)
-        self._fixed = [pieces[i] for i in sorted(order.permutation(len(pieces))[:count])]
+        back = -(-len(samples) // 4) if len(samples) > 1 else 0
+        self._pieces = [piece for sample in samples[: len(samples) - back] for piece in sample]
+        checked = [piece for sample in samples[-back:] for piece in sample] or self._pieces
+        chosen = order.permutation(len(checked))[:_CHECKED]
+        self._fixed = [checked[i] for i in sorted(chosen)]
         self._order = order
 
     def run(self, progress: Progress | None) -> RotationResult:

@@ -27,7 +27,7 @@ QUICK = {
     "steps": 12,
     "rate": 5e-3,
     "scale_rate": 5e-3,
-    "samples": 2,
+    "samples": 8,
     "weight_format": "int4_g16",
     "rotate_cache": True,
 }
@@ -93,7 +93,7 @@ def _decoder(layers: int = 2, seed: int = 0) -> ir.Model:
     return model
 
 
-def _samples(count: int = 3, layers: int = 2) -> list[dict[str, np.ndarray]]:
+def _samples(count: int = 8, layers: int = 2) -> list[dict[str, np.ndarray]]:
     empty = np.zeros((1, SHARED, 0, HEAD), np.float32)
     fixed = {f"p{t}{i}": empty for i in range(layers) for t in "kv"}
     fixed |= {"lengths": np.array([TOKENS - 1], np.int32), "total": np.array(TOKENS, np.int32)}
@@ -146,7 +146,7 @@ def test_starting_from_nothing_the_rotation_is_what_helps() -> None:
     """Loud channels in the stream: learning finds a better basis than the given one."""
     plain, learned = _decoder(), _decoder()
     exact = _logits(plain)
-    options = {**QUICK, "steps": 40, "rate": 0.02}
+    options = {**QUICK, "steps": 80, "rate": 0.01, "scale_rate": 0.02, "loss": "outputs"}
     step = LearnRotation(start="none", start_heads="none", **options)
     step.call(learned, Context(samples=_samples()))
     errors = []
