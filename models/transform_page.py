@@ -65,7 +65,7 @@ def transform_section(task: Task, found: Mapping[str, Any]) -> list[str]:
         row = found.get(name, {})
         values = [_cell(row.get(fmt, {}), second) for fmt in formats]
         lines.append(f"| {name} | " + " | ".join(values) + " |")
-    return [*lines, "", *_rotations(found, formats), *_refusals(found)]
+    return [*lines, "", *_rotations(task, found, formats), *_refusals(found)]
 
 
 def _cell(cell: Mapping[str, Any], second: str) -> str:
@@ -74,13 +74,14 @@ def _cell(cell: Mapping[str, Any], second: str) -> str:
     return f"{figure(cell['metric'])} ({figure(cell.get(second))})"
 
 
-def _rotations(found: Mapping[str, Any], formats: Sequence[str]) -> list[str]:
+def _rotations(task: Task, found: Mapping[str, Any], formats: Sequence[str]) -> list[str]:
     """KLT and Hadamard side by side: a row for each set of rotations, two figures a format."""
+    key, what = ("metric", task.primary) if task.name in _WRITERS else ("sqnr_db", "SQNR in dB")
     has_any = any("metric" in c for k in found if "KLT" in k for c in found[k].values())
     if not has_any:
         return []
     lines = [
-        "KLT / Hadamard:",
+        f"KLT / Hadamard, {what}:",
         "",
         "| rotations | " + " | ".join(formats) + " |",
         "|---|" + "---:|" * len(formats),
@@ -88,7 +89,7 @@ def _rotations(found: Mapping[str, Any], formats: Sequence[str]) -> list[str]:
     for which in ROTATIONS:
         pairs = [
             " / ".join(
-                figure(found.get(f"{kind} {which}", {}).get(fmt, {}).get("metric"))
+                figure(found.get(f"{kind} {which}", {}).get(fmt, {}).get(key))
                 for kind in ("KLT", "Hadamard")
             )
             for fmt in formats
