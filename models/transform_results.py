@@ -22,7 +22,6 @@ from onnxq.errors import OnnxqError, UnsupportedGraph
 from onnxq.graph import load
 from onnxq.models.registry import tasks
 from onnxq.models.result_cells import Feeds, distance, keep
-from onnxq.models.smollm2 import SmolLm2
 from onnxq.models.task import Task
 from onnxq.models.transform_grid import (
     FORMATS,
@@ -49,8 +48,8 @@ Transformed = tuple[Mapping[str, ir.Model], float, list[str]]
 
 
 def transform_tasks() -> dict[str, Task]:
-    """The tasks of `FORMATS` by name; SmolLM2 with 32 windows to calibrate on instead of 16."""
-    known = {**tasks(), SmolLm2.name: SmolLm2(calibration_windows=32)}
+    """The tasks of `FORMATS` by name."""
+    known = tasks()
     return {name: known[name] for name in FORMATS if name in known}
 
 
