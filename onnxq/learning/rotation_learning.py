@@ -188,7 +188,7 @@ def _pieces(
         spans = [(list(block.inputs), list(block.outputs)) for block in blocks]
     graphs = [TorchGraph(model, inputs=i, outputs=o, compute=torch.float32) for i, o in spans]
     kept = {name for inputs, _ in spans for name in inputs}
-    pieces = []
+    pieces: list[list[_Piece]] = []
     for sample in samples:
         held = {n: store.hold(array) for n, array in sample.items() if n in kept}
         pieces.append([])
