@@ -25,11 +25,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from onnxq.calibration.activations import ActivationStore, Held
+from onnxq.calibration.activations import ActivationStore
 from onnxq.calibration.checks import checked_samples
 from onnxq.errors import CalibrationError
 from onnxq.learning.affine import Reader
-from onnxq.learning.blocks import find_blocks
+from onnxq.learning.pieces import Piece, cut_pieces, read_held
 from onnxq.learning.quantizers import TokenQuantizer, WeightQuantizer
 from onnxq.learning.rotation import Edit, Unknowns, edited, returned
 from onnxq.learning.stiefel import CayleySgd, StiefelAdam, StiefelDescent
@@ -124,15 +124,6 @@ class RotationResult:
     steps: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Piece:
-    """Something whose loss can be taken: a graph, what it is fed and what it is to give."""
-
-    graph: TorchGraph
-    inputs: Mapping[str, Held]
-    targets: Mapping[str, Held]
-
-
 def learn_rotations(
     problem: Problem,
     samples: Iterable[Any],
@@ -157,7 +148,7 @@ def learn_rotations(
     try:
         with ActivationStore(_BUDGET) as store:
             checked = checked_samples(samples, problem.model)
-            pieces = _pieces(problem, checked, store, whole=schedule.loss == "outputs")
+            pieces = cut_pieces(problem.model, checked, store, whole=schedule.loss == "outputs")
             if not any(pieces):
                 raise CalibrationError(
                     "There is no sample, or no block with a layer in it, to learn rotations on: "
@@ -168,44 +159,11 @@ def learn_rotations(
         torch.set_num_threads(threads)
 
 
-def _pieces(
-    problem: Problem,
-    samples: Iterable[Mapping[str, np.ndarray]],
-    store: ActivationStore,
-    whole: bool,
-) -> list[list[_Piece]]:
-    """Of each sample, one piece for each block or for all, with what the float model gives."""
-    model = problem.model
-    if whole:
-        spans = [
-            (
-                [v.name or "" for v in model.graph.inputs],
-                [v.name or "" for v in model.graph.outputs[:1]],
-            )
-        ]
-    else:
-        blocks, _ = find_blocks(model)
-        spans = [(list(block.inputs), list(block.outputs)) for block in blocks]
-    graphs = [TorchGraph(model, inputs=i, outputs=o, compute=torch.float32) for i, o in spans]
-    kept = {name for inputs, _ in spans for name in inputs}
-    pieces: list[list[_Piece]] = []
-    for sample in samples:
-        held = {n: store.hold(array) for n, array in sample.items() if n in kept}
-        pieces.append([])
-        for graph in graphs:
-            with torch.no_grad():
-                given = graph(feeds_of(graph, held))
-            targets = {n: store.hold(tensor.numpy()) for n, tensor in given.items()}
-            pieces[-1].append(_Piece(graph, {n: held[n] for n in graph.inputs}, targets))
-            held |= targets
-    return pieces
-
-
 class _Descent:
     """One run of learning."""
 
     def __init__(
-        self, problem: Problem, samples: Sequence[Sequence[_Piece]], schedule: RotationSchedule
+        self, problem: Problem, samples: Sequence[Sequence[Piece]], schedule: RotationSchedule
     ) -> None:
         self._problem, self._schedule = problem, schedule
         self._rows = {reader.weight: reader for reader in problem.readers}
@@ -284,7 +242,7 @@ class _Descent:
             losses = [float(self._loss(piece)) for piece in self._fixed]
         return math.fsum(losses) / len(losses)
 
-    def _loss(self, piece: _Piece) -> torch.Tensor:
+    def _loss(self, piece: Piece) -> torch.Tensor:
         problem, now, graph = self._problem, self._now, piece.graph
         feeds = {
             name: edited(tensor, problem.values.get(name, ()), now)
@@ -294,10 +252,10 @@ class _Descent:
         results = graph(feeds, weights=self._weights(graph), taps=taps)
         if self._schedule.loss == "outputs":
             name = graph.outputs[0]
-            return _divergence(results[name], _read(piece.targets[name]), self._schedule.top)
+            return _divergence(results[name], read_held(piece.targets[name]), self._schedule.top)
         terms = []
         for name, held in piece.targets.items():
-            target = _read(held)
+            target = read_held(held)
             if not target.is_floating_point():
                 continue
             given = returned(results[name], problem.values.get(name, ()), now)
@@ -322,10 +280,6 @@ class _Descent:
                 weight = reader.rows(rows)
             found[name] = weight
         return found
-
-
-def _read(held: Held) -> torch.Tensor:
-    return torch.from_numpy(held.read())
 
 
 def _divergence(given: torch.Tensor, target: torch.Tensor, top: int) -> torch.Tensor:
