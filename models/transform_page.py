@@ -37,8 +37,8 @@ def transform_part(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "gain for a scale for each token, SmoothQuant with its exponent searched for one, AWQ "
         "where activations stay in float. KLT: principal components, then a Hadamard matrix. Each "
         "cell: the model's metric, and in brackets how far its outputs are from the float model's "
-        "on held-back inputs. A dash: refused, with the reason below the table, or not measured. See "
-        "[transforms.md](transforms.md).",
+        "on held-back inputs. A dash: refused, with the reason below the table, or not measured. "
+        "See [transforms.md](transforms.md).",
         "",
     ]
     for name, task in known.items():
