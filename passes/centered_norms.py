@@ -65,8 +65,8 @@ def to_rms_norm(model: ir.Model, node: ir.Node, *, standard: bool) -> None:
     if added is None and skip:
         inputs = inputs[:at]
     node.resize_inputs(len(inputs))
-    for index, value in enumerate(inputs):
-        node.replace_input_with(index, value)
+    for index, given in enumerate(inputs):
+        node.replace_input_with(index, given)
     drop_unread(bias)
     if skip:
         node.op_type = "SkipSimplifiedLayerNormalization"
@@ -89,7 +89,7 @@ def open_skip_norm(model: ir.Model, node: ir.Node) -> None:
         value = term.outputs[0]
         value.name = unique_value_name(graph, f"{node.outputs[0].name}_sum")
         term.name = value.name
-        value.dtype, value.shape = node.outputs[0].dtype, node.outputs[0].shape
+        value.type, value.shape = node.outputs[0].type, node.outputs[0].shape
     graph.insert_before(node, terms)
     total = terms[-1].outputs[0]
     if len(node.outputs) > 3:
@@ -117,7 +117,7 @@ def _add_behind(node: ir.Node, bias: ir.Value) -> None:
         return
     add = ir.node("Add", [output, bias])
     result = add.outputs[0]
-    result.dtype, result.shape = output.dtype, output.shape
+    result.type, result.shape = output.type, output.shape
     result.name = unique_value_name(graph, f"{output.name}_unshifted")
     add.name = result.name
     for use in tuple(output.uses()):

@@ -25,7 +25,7 @@ def keeping_refusal(site: Site, count: int) -> str | None:
     """Why no columns can be kept beside a site; None when they can."""
     if site.kind not in ("MatMul", "Gemm") or site.weight_index != 1:
         return f"they are kept of the right operand of MatMul and Gemm, and this is a {site.kind}"
-    if site.kind == "Gemm" and site.node.attributes.get_int("transA", 0):
+    if site.kind == "Gemm" and site.node.attributes.get_int("transA"):
         return "columns of a transposed activation (transA=1) cannot be gathered"
     if count >= site.shape[site.in_axis]:
         return f"it has {site.shape[site.in_axis]} columns, not more than the {count} to keep"

@@ -38,7 +38,7 @@ def insert_behind(model: ir.Model, value: ir.Value, node: ir.Node, name: str) ->
     result = node.outputs[0]
     result.name = unique_value_name(model.graph, f"{value.name}_{name}")
     node.name = result.name
-    result.dtype, result.shape = value.dtype, value.shape
+    result.type, result.shape = value.type, value.shape
     producer = value.producer()
     if producer is not None and producer.graph is not None:
         producer.graph.insert_after(producer, node)
