@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -29,10 +28,9 @@ from onnxq.calibration import collect_ranges
 from onnxq.calibration.ranges import ChannelRange
 from onnxq.errors import CalibrationError, RecipeError
 from onnxq.graph.sites import Site, find_sites
-from onnxq.graph.stage import Stage
 from onnxq.graph.weight_source import scalar
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
-from onnxq.passes.migration import refuse_calibrated
+from onnxq.passes.base import Context, PassReport, SiteReport
+from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.site_shift import output_refusal, shift_input, shift_output, shift_refusal
 
 __all__ = ["AbsorbBias"]
@@ -43,7 +41,7 @@ _RECTIFIERS = frozenset(["Relu", "LeakyRelu", "PRelu", "Clip"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AbsorbBias(Pass):
+class AbsorbBias(FloatTransform):
     """Move the part of an activation that is always there into the bias behind it.
 
     Matches: Conv, MatMul and Gemm with a ReLU, LeakyReLU, PReLU or Clip at 0 behind them, whose
@@ -65,10 +63,6 @@ class AbsorbBias(Pass):
     sites: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
-
     def __post_init__(self) -> None:
         """Refuse a margin that would cut values that were seen."""
         if self.margin < 0:
@@ -80,14 +74,6 @@ class AbsorbBias(Pass):
     def needs_samples(self) -> bool:
         """Always: how low an activation falls is known from real ones."""
         return True
-
-    def requires(self, model: ir.Model) -> None:
-        """Refuse a model that is calibrated or quantized.
-
-        Raises:
-            UnsupportedGraph: says so, and what to do.
-        """
-        refuse_calibrated(model, self.key())
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Measure what comes before every ReLU in one go, then fold.

@@ -21,15 +21,14 @@ import onnx_ir as ir
 
 from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
-from onnxq.graph.stage import Stage
 from onnxq.graph.topology import ResidualStream, Topology
 from onnxq.graph.versions import opset_of
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.centered_norms import centering_bridge, to_rms_norm, without_mean
 from onnxq.passes.channel_labels import Labels, Leave, named
 from onnxq.passes.channel_norms import NORMS
 from onnxq.passes.channel_region import Region
-from onnxq.passes.migration import refuse_calibrated
+from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.rotation_rules import follow_through, tie_norm
 from onnxq.passes.rotation_space import Space, find_space
 
@@ -39,7 +38,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CenterResidual(Pass):
+class CenterResidual(FloatTransform):
     """Subtract the mean in everything that writes a residual stream; write RMSNorm for LayerNorm.
 
     Matches: streams that LayerNormalization and SkipLayerNormalization read and nothing else.
@@ -51,17 +50,7 @@ class CenterResidual(Pass):
         that something else reads or that are graph outputs.
     """
 
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
-
-    def requires(self, model: ir.Model) -> None:
-        """Refuse a model that is calibrated or quantized.
-
-        Raises:
-            UnsupportedGraph: it is.
-        """
-        refuse_calibrated(model, "centering the stream")
+    change: ClassVar[str] = "centering the stream"
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Center every stream that can be."""

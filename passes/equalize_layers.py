@@ -21,18 +21,19 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.graph.sites import Site
-from onnxq.graph.stage import Stage, clone_model
+from onnxq.graph.stage import clone_model
 from onnxq.graph.weights import read_weight
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_labels import FIXED, Labels
-from onnxq.passes.migration import Migration, find_migrations, refuse_calibrated, scale_channels
+from onnxq.passes.float_transform import FloatTransform
+from onnxq.passes.migration import Migration, find_migrations, scale_channels
 from onnxq.passes.migration_weights import factors_at
 from onnxq.passes.open_clips import open_clips
 
@@ -42,7 +43,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EqualizeLayers(Pass):
+class EqualizeLayers(FloatTransform):
     """Give each channel between two layers the same weight range on both sides.
 
     Matches: Conv (depthwise too), ConvTranspose, MatMul and Gemm whose input channels come from
@@ -68,18 +69,6 @@ class EqualizeLayers(Pass):
     clips: Literal["leave", "open"] = "leave"
     tolerance: float = 1e-3
     rounds: int = 200
-
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
-
-    def requires(self, model: ir.Model) -> None:
-        """Refuse a model that is calibrated or quantized.
-
-        Raises:
-            UnsupportedGraph: says so, and what to do.
-        """
-        refuse_calibrated(model, "equalize_layers")
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Choose the factors of every chain of layers, then fold them."""

@@ -28,11 +28,11 @@ from onnxq.calibration.samples import Samples
 from onnxq.errors import CalibrationError, RecipeError
 from onnxq.graph.names import unique_value_name
 from onnxq.graph.sites import Site
-from onnxq.graph.stage import Stage
 from onnxq.graph.weights import add_weight, read_weight, replace_weight, weight_tensor
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.base import Context, PassReport, SiteReport
+from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.match import home_of
-from onnxq.passes.migration import Migration, find_migrations, refuse_calibrated, scale_channels
+from onnxq.passes.migration import Migration, find_migrations, scale_channels
 from onnxq.passes.smoothing_choice import input_name
 
 __all__ = ["FlattenChannels", "copies_of"]
@@ -46,7 +46,7 @@ _COPIES = "onnxq.copies"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FlattenChannels(Pass):
+class FlattenChannels(FloatTransform):
     """Bring down the range of an activation by repeating its large channels.
 
     Matches: MatMul and Gemm whose input comes from a norm or another layer that can be divided.
@@ -75,9 +75,6 @@ class FlattenChannels(Pass):
     exclude: tuple[str, ...] = ()
     samples: int = 128
 
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
     moves_outliers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -91,10 +88,6 @@ class FlattenChannels(Pass):
     def needs_samples(self) -> bool:
         """Always: how large a channel is is known from real activations."""
         return True
-
-    def requires(self, model: ir.Model) -> None:
-        """Raise `UnsupportedGraph` when the model is calibrated or quantized already."""
-        refuse_calibrated(model, self.key())
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Measure every activation that can be divided, then repeat channels.

@@ -20,17 +20,16 @@ import onnx_ir as ir
 from onnxq.graph.norms import Norm, find_norms
 from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
-from onnxq.graph.stage import Stage
 from onnxq.graph.weight_source import stored_weight
 from onnxq.graph.weights import add_weight, read_weight, replace_weight, weight_tensor
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_labels import Labels, Leave, along, named
 from onnxq.passes.channel_norms import NORMS
 from onnxq.passes.channel_region import Options, Region
 from onnxq.passes.channel_views import VIEWS
 from onnxq.passes.channel_weights import drop_unread
+from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.match import home_of
-from onnxq.passes.migration import refuse_calibrated
 from onnxq.passes.migration_rules import follow_scale
 from onnxq.passes.migration_weights import ScaledWeights
 from onnxq.passes.rotation_rules import SCALE_OF, follow_mean, follow_pick
@@ -45,7 +44,7 @@ _LAYERS = frozenset(["Attention", "Conv", "Gemm", "MatMul"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FoldNormScales(Pass):
+class FoldNormScales(FloatTransform):
     """Leave norms with scales of 1 and without a bias.
 
     Matches: LayerNormalization, RMSNormalization and ONNX Runtime's Simplified and Skip forms of
@@ -61,17 +60,7 @@ class FoldNormScales(Pass):
 
     exclude: tuple[str, ...] = ()
 
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
-
-    def requires(self, model: ir.Model) -> None:
-        """Refuse a model that is calibrated or quantized.
-
-        Raises:
-            UnsupportedGraph: it is.
-        """
-        refuse_calibrated(model, "folding the scale of a norm")
+    change: ClassVar[str] = "folding the scale of a norm"
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Fold every norm that can be."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,14 +33,13 @@ from onnxq.graph.names import names_held
 from onnxq.graph.opset import ensure_opset, infer_shapes
 from onnxq.graph.site_slots import integer
 from onnxq.graph.sites import Site
-from onnxq.graph.stage import Stage
 from onnxq.graph.topology import Topology
 from onnxq.graph.weights import read_weight, replace_weight, weight_tensor
 from onnxq.numerics.hadamard import factor_size, fast_apply
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_labels import Labels
+from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.hadamard_attention import kept_keys, rotate_attention
-from onnxq.passes.migration import refuse_calibrated
 from onnxq.passes.rotation_space import filled_inputs
 from onnxq.passes.rotation_weights import turned
 
@@ -52,7 +51,7 @@ _OPSET = 15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InsertOnlineHadamard(Pass):
+class InsertOnlineHadamard(FloatTransform):
     """Put a Hadamard rotation before the last layer of each MLP, and behind q and k.
 
     Matches: MatMul and Gemm that end a feed-forward block, plain or gated; the queries and keys
@@ -77,10 +76,6 @@ class InsertOnlineHadamard(Pass):
     exclude: tuple[str, ...] = ()
     rotate_cache: bool = False
 
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
-
     def requires(self, model: ir.Model) -> None:
         """Refuse a model that is calibrated or quantized, and places that do not exist.
 
@@ -88,7 +83,7 @@ class InsertOnlineHadamard(Pass):
             UnsupportedGraph: the model is calibrated or later.
             RecipeError: ``which`` names nothing, or something else than r3 and r4.
         """
-        refuse_calibrated(model, self.key())
+        super().requires(model)
         if not self.which or set(self.which) - {"r3", "r4"}:
             raise RecipeError(
                 f"insert_online_hadamard.which is {list(self.which)}: give 'r3', 'r4' or both."

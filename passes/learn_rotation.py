@@ -24,11 +24,10 @@ import onnx_ir as ir
 
 from onnxq.errors import CalibrationError, RecipeError
 from onnxq.formats import parse_format
-from onnxq.graph.stage import Stage
 from onnxq.numerics.rotation import KINDS
 from onnxq.passes.affine_points import find_points, learning_copy
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
-from onnxq.passes.migration import refuse_calibrated
+from onnxq.passes.base import Context, PassReport, SiteReport
+from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.rotate_heads import RotateHeads
 from onnxq.passes.rotate_residual import RotateResidual
 from onnxq.passes.rotation_problem import Foldable, find_foldable
@@ -42,7 +41,7 @@ _MARK = "onnxq.learned_rotation"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnRotation(Pass):
+class LearnRotation(FloatTransform):
     """Rotate, then learn what more to rotate and to scale.
 
     Matches: the streams of `rotate_residual`, the heads of `rotate_heads`, and wherever a scale can
@@ -97,9 +96,7 @@ class LearnRotation(Pass):
     seed: int = 0
     threads: int = 1
 
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
+    change: ClassVar[str] = "a rotation"
 
     def __post_init__(self) -> None:
         """Refuse what no model could be run with, before any work."""
@@ -127,14 +124,6 @@ class LearnRotation(Pass):
     def needs_samples(self) -> bool:
         """Whether anything is learned, or a covariance taken."""
         return self.steps > 0 or "klt" in self.start + self.start_heads
-
-    def requires(self, model: ir.Model) -> None:
-        """Refuse a model that is calibrated or quantized.
-
-        Raises:
-            UnsupportedGraph: it is.
-        """
-        refuse_calibrated(model, "a rotation")
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Rotate, learn on a copy, fold.

@@ -39,10 +39,10 @@ from onnxq.calibration.ranges import ChannelRange
 from onnxq.errors import CalibrationError, RecipeError
 from onnxq.graph.flow import VIEWS
 from onnxq.graph.sites import Site
-from onnxq.graph.stage import Stage
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_labels import Leave, along
-from onnxq.passes.migration import Migration, find_migrations, refuse_calibrated, scale_channels
+from onnxq.passes.float_transform import FloatTransform
+from onnxq.passes.migration import Migration, find_migrations, scale_channels
 from onnxq.passes.site_shift import norm_refusal, shift_input, shift_norm, shift_refusal
 
 __all__ = ["ReparameterizeNorm"]
@@ -51,7 +51,7 @@ Numbers = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReparameterizeNorm(Pass):
+class ReparameterizeNorm(FloatTransform):
     """Give all channels of a norm's output one range, so that one step serves them all.
 
     Matches: LayerNormalization, RMSNormalization and their Skip forms whose output only layers
@@ -85,9 +85,6 @@ class ReparameterizeNorm(Pass):
     sites: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
     moves_outliers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -102,14 +99,6 @@ class ReparameterizeNorm(Pass):
     def needs_samples(self) -> bool:
         """Always: ranges are those of real activations."""
         return True
-
-    def requires(self, model: ir.Model) -> None:
-        """Refuse a model that is calibrated or quantized.
-
-        Raises:
-            UnsupportedGraph: says so, and what to do.
-        """
-        refuse_calibrated(model, self.key())
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Measure the channels of every norm in one go, then fold.

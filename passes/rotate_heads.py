@@ -24,11 +24,10 @@ import onnx_ir as ir
 from onnxq.errors import CalibrationError, FormatError
 from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
-from onnxq.graph.stage import Stage
 from onnxq.graph.topology import AttentionBlock, Topology
 from onnxq.numerics.rotation import KINDS, Kind, Rotation, make_rotation
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
-from onnxq.passes.migration import refuse_calibrated
+from onnxq.passes.base import Context, PassReport, SiteReport
+from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.rotation_bridges import matrix_bridge
 from onnxq.passes.rotation_rules import follow_rotation
 from onnxq.passes.rotation_space import Space, filled_inputs, find_space
@@ -43,7 +42,7 @@ Found = dict[str, tuple[Site, Space]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RotateHeads(Pass):
+class RotateHeads(FloatTransform):
     """Fold an orthogonal matrix into values and output projection, head by head.
 
     Matches: attention, fused (GroupQueryAttention, MultiHeadAttention, Attention) or written out,
@@ -65,9 +64,7 @@ class RotateHeads(Pass):
     seed: int = 0
     rotate_cache: bool = False
 
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
+    change: ClassVar[str] = "a rotation"
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -82,14 +79,6 @@ class RotateHeads(Pass):
     def needs_samples(self) -> bool:
         """For a covariance."""
         return self.matrix.startswith("klt")
-
-    def requires(self, model: ir.Model) -> None:
-        """Refuse a model that is calibrated or quantized.
-
-        Raises:
-            UnsupportedGraph: it is.
-        """
-        refuse_calibrated(model, "a rotation")
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Rotate every block that can be.

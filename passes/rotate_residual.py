@@ -21,10 +21,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import CalibrationError, FormatError
-from onnxq.graph.stage import Stage, clone_model
+from onnxq.graph.stage import clone_model
 from onnxq.numerics.rotation import KINDS, Kind, Rotation, make_rotation
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
-from onnxq.passes.migration import refuse_calibrated
+from onnxq.passes.base import Context, PassReport, SiteReport
+from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.rotation_streams import (
     Stream,
     Streams,
@@ -40,7 +40,7 @@ _MARK = "onnxq.rotated"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RotateResidual(Pass):
+class RotateResidual(FloatTransform):
     """Fold an orthogonal matrix into every writer and reader of each residual stream.
 
     Matches: streams between RMS norms without scales (``fold_norm_scales``, and before it
@@ -66,9 +66,7 @@ class RotateResidual(Pass):
     apart: int = 0
     bridges: int = 2
 
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
+    change: ClassVar[str] = "a rotation"
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -90,14 +88,6 @@ class RotateResidual(Pass):
     def needs_samples(self) -> bool:
         """For a covariance."""
         return self.matrix.startswith("klt")
-
-    def requires(self, model: ir.Model) -> None:
-        """Refuse a model that is calibrated or quantized.
-
-        Raises:
-            UnsupportedGraph: it is.
-        """
-        refuse_calibrated(model, "a rotation")
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Rotate every stream that can be.

@@ -24,12 +24,11 @@ from onnxq.graph.names import unique_value_name
 from onnxq.graph.opset import ensure_opset, infer_shapes
 from onnxq.graph.scratch import Scratch
 from onnxq.graph.sites import Site
-from onnxq.graph.stage import Stage
 from onnxq.graph.topology import Topology
 from onnxq.graph.weights import add_weight, read_weight, replace_weight, weight_tensor
 from onnxq.numerics.incoherence import TwoSided, incoherence, two_sided
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
-from onnxq.passes.migration import refuse_calibrated
+from onnxq.passes.base import Context, PassReport, SiteReport
+from onnxq.passes.float_transform import FloatTransform
 
 __all__ = ["RotateWeights"]
 
@@ -38,7 +37,7 @@ _OPSET = 15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RotateWeights(Pass):
+class RotateWeights(FloatTransform):
     """Store weights with both sides rotated, between ``onnxq.Hadamard`` nodes that undo it.
 
     Matches: MatMul with a weight of its own on the right.
@@ -57,17 +56,7 @@ class RotateWeights(Pass):
     exclude: tuple[str, ...] = ("*lm_head*",)
     seed: int = 0
 
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
-
-    def requires(self, model: ir.Model) -> None:
-        """Refuse a model that is calibrated or quantized.
-
-        Raises:
-            UnsupportedGraph: it is.
-        """
-        refuse_calibrated(model, "a rotation")
+    change: ClassVar[str] = "a rotation"
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Rotate in place; every layer gets a row in the report."""

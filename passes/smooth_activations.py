@@ -39,9 +39,9 @@ from onnxq.calibration.samples import Samples
 from onnxq.errors import CalibrationError, RecipeError
 from onnxq.formats import parse_format
 from onnxq.graph.sites import Site, find_sites
-from onnxq.graph.stage import Stage
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
-from onnxq.passes.migration import Migration, find_migrations, refuse_calibrated, scale_channels
+from onnxq.passes.base import Context, PassReport, SiteReport
+from onnxq.passes.float_transform import FloatTransform
+from onnxq.passes.migration import Migration, find_migrations, scale_channels
 from onnxq.passes.migration_shift import shift_channels, unshiftable
 from onnxq.passes.shortcut_factors import add_shortcut_factors, drop_unused_factors
 from onnxq.passes.smoothing_choice import (
@@ -59,7 +59,7 @@ __all__ = ["SmoothActivations"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SmoothActivations(Pass):
+class SmoothActivations(FloatTransform):
     """Balance activations and weights channel by channel.
 
     Matches: MatMul, Gemm and Conv whose input comes from a norm or another layer, with only what
@@ -108,9 +108,6 @@ class SmoothActivations(Pass):
     exclude: tuple[str, ...] = ()
     samples: int = 128
 
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
     moves_outliers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -137,10 +134,6 @@ class SmoothActivations(Pass):
     def needs_samples(self) -> bool:
         """Always: it is the activations that are measured."""
         return True
-
-    def requires(self, model: ir.Model) -> None:
-        """Raise `UnsupportedGraph` when the model is calibrated or quantized already."""
-        refuse_calibrated(model, "smooth_activations")
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Find what can move, measure it, choose factors and fold them in.

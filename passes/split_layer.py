@@ -28,12 +28,11 @@ import onnx_ir as ir
 from onnxq.errors import RecipeError
 from onnxq.graph.names import unique_value_name
 from onnxq.graph.sites import Site, find_sites
-from onnxq.graph.stage import Stage
 from onnxq.graph.weights import add_weight, read_weight, weight_tensor
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_weights import drop_unread
+from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.match import home_of
-from onnxq.passes.migration import refuse_calibrated
 
 __all__ = ["SplitLayer"]
 
@@ -48,7 +47,7 @@ _SEEN = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SplitLayer(Pass):
+class SplitLayer(FloatTransform):
     """Replace a layer by several whose outputs are added, each with one range of its weights.
 
     Matches: MatMul, Gemm and Conv with a constant float weight of their own.
@@ -72,19 +71,12 @@ class SplitLayer(Pass):
     sites: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
     moves_outliers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse what splits nothing."""
         if not 2 <= self.parts <= 16:
             raise RecipeError(f"parts is {self.parts}: a layer is split into 2 to 16.")
-
-    def requires(self, model: ir.Model) -> None:
-        """Raise `UnsupportedGraph` when the model is calibrated or quantized already."""
-        refuse_calibrated(model, self.key())
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Split layer by layer; the parts of a weight are computed when the model is saved."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -28,14 +28,13 @@ import onnx_ir as ir
 from onnxq.errors import RecipeError, UnsupportedGraph
 from onnxq.graph.names import unique_value_name
 from onnxq.graph.sites import Site
-from onnxq.graph.stage import Stage
 from onnxq.graph.topology import Topology
 from onnxq.graph.versions import opset_of
 from onnxq.graph.weights import add_weight, is_weight, read_weight, weight_tensor
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.fake_quantization import rounded_by
+from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.int8_weights import drop_unused
-from onnxq.passes.migration import refuse_calibrated
 
 __all__ = ["SplitLowRank"]
 
@@ -43,7 +42,7 @@ _MINIMUM_OPSET = 13
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SplitLowRank(Pass):
+class SplitLowRank(FloatTransform):
     """Two sites for one: the first input channels apart from the rest.
 
     Matches: MatMul and Gemm whose weight on the right is a constant float matrix.
@@ -66,10 +65,6 @@ class SplitLowRank(Pass):
     sites: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    needs_stage: ClassVar[Stage] = Stage.PREPARED
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
-
     def __post_init__(self) -> None:
         """Refuse what no model could be run with, before any work."""
         if self.rank is not None and self.rank < 1:
@@ -85,7 +80,7 @@ class SplitLowRank(Pass):
         Raises:
             UnsupportedGraph: says what was found and what to do first.
         """
-        refuse_calibrated(model, self.key())
+        super().requires(model)
         if opset_of(model) < _MINIMUM_OPSET:
             raise UnsupportedGraph(
                 f"Split with given sizes needs opset {_MINIMUM_OPSET}, and the model has "
