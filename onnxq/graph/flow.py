@@ -19,8 +19,10 @@ from onnxq.graph.weights import is_weight
 __all__ = ["SAME_VALUES", "VIEWS", "Flow", "SiteIndex", "origin"]
 
 SAME_VALUES = frozenset(
-    ["Identity", "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "Dropout"]
-    + ["DynamicFakeQuantize", "DynamicFakeQuantizeAsymmetric"]  # onnxq's, written by its passes
+    [
+        *("Identity", "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "Dropout"),
+        *("DynamicFakeQuantize", "DynamicFakeQuantizeAsymmetric"),  # onnxq's, written by its passes
+    ]
 )
 """Operators whose output is their first input, up to rounding."""
 
