@@ -9,7 +9,6 @@ interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,18 @@ import onnx_ir as ir
 from onnxq.errors import OnnxqError
 from onnxq.graph import load
 from onnxq.models.registry import tasks
-from onnxq.models.result_cells import Feeds, distance, figure, keep, mean
+from onnxq.models.result_cells import (
+    SOURCE,
+    Feeds,
+    distance,
+    figure,
+    finished_grid,
+    keep,
+    keep_source,
+    kept,
+    mean,
+    page_part,
+)
 from onnxq.models.smollm2 import SmolLm2
 from onnxq.models.task import Task
 from onnxq.passes.base import SiteReport
@@ -91,15 +101,13 @@ def measure_solvers(task: Task, work: Path, *, again: bool = False) -> dict[str,
     ]
     folder = work / "solvers"
     missing = [cell for cell in cells if again or not (folder / cell.file).exists()]
-    source = folder / "source.json"
-    if missing or again or not source.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    begun = (folder / SOURCE).exists() and not again
+    if missing or not begun:
         built = task.built(work)
         calibration = task.calibration(built)
         held_back = task.held_back(built)
-        if again or not source.exists():
-            samples = {role: len(given) for role, given in calibration.items()}
-            keep(source, {"metrics": dict(task.evaluate(built)), "samples": samples})
+        if not begun:
+            keep_source(folder, task, built, calibration)
         for cell in missing:
             keep(folder / cell.file, _measure(cell, built, calibration, held_back))
     return finished_cells(task, work)
@@ -112,15 +120,11 @@ def finished_cells(task: Task, work: Path) -> dict[str, Any]:
         ``source``, the float model, then for each format that has any, cells by solver.
     """
     folder = work / "solvers"
-    if not (folder / "source.json").exists():
-        return {}
-    found: dict[str, Any] = {"source": json.loads((folder / "source.json").read_text())}
-    for fmt in GRID[task.name]:
-        for name in SOLVERS:
-            path = folder / _Cell(task=task, format=fmt, solver=name).file
-            if path.exists():
-                found.setdefault(fmt, {})[name] = json.loads(path.read_text())
-    return found
+
+    def cell(fmt: str, name: str) -> dict[str, Any] | None:
+        return kept(folder / _Cell(task=task, format=fmt, solver=name).file)
+
+    return finished_grid(folder, GRID[task.name], list(SOLVERS), cell)
 
 
 def _measure(
@@ -162,10 +166,7 @@ def solver_part(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     Args:
         found: what `measure_solvers` returns, by name of the task.
     """
-    known = {name: task for name, task in solver_tasks().items() if len(found.get(name, {})) > 1}
-    if not known:
-        return []
-    lines = [
+    head = [
         "## Solvers",
         "",
         "Weights alone are quantized, by the recipe `int4_gptq` with the format and the solver of "
@@ -176,9 +177,7 @@ def solver_part(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "did meanwhile. A dash: not measured.",
         "",
     ]
-    for name, task in known.items():
-        lines += solver_section(task, found[name])
-    return lines
+    return page_part(solver_tasks(), found, head, solver_section)
 
 
 def solver_section(task: Task, found: Mapping[str, Any]) -> list[str]:

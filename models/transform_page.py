@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnxq.models.result_cells import figure
+from onnxq.models.result_cells import figure, page_part
 from onnxq.models.task import Task
 from onnxq.models.transform_grid import FORMATS, ROTATIONS, TRANSFORMS
 from onnxq.models.transform_results import transform_tasks
@@ -23,10 +23,7 @@ def transform_part(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     Args:
         found: what `measure_transforms` returns, by name of the task.
     """
-    known = {name: task for name, task in transform_tasks().items() if len(found.get(name, {})) > 1}
-    if not known:
-        return []
-    lines = [
+    head = [
         "## Transforms",
         "",
         "Rows: what is done before rounding; columns: weights and activations in bits. W8A8: int8 "
@@ -41,9 +38,7 @@ def transform_part(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "See [transforms.md](transforms.md).",
         "",
     ]
-    for name, task in known.items():
-        lines += transform_section(task, found[name])
-    return lines
+    return page_part(transform_tasks(), found, head, transform_section)
 
 
 def transform_section(task: Task, found: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ refuses, or is not there, makes a cell that says so.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections import Counter
@@ -21,7 +22,15 @@ import onnx_ir as ir
 from onnxq.errors import OnnxqError, UnsupportedGraph
 from onnxq.graph import load
 from onnxq.models.registry import tasks
-from onnxq.models.result_cells import Feeds, distance, keep
+from onnxq.models.result_cells import (
+    SOURCE,
+    Feeds,
+    distance,
+    finished_grid,
+    keep,
+    keep_source,
+    kept,
+)
 from onnxq.models.task import Task
 from onnxq.models.transform_grid import (
     FORMATS,
@@ -73,13 +82,12 @@ def measure_transforms(
         ]
         for name in (rows or TRANSFORMS)
     }
-    source = folder / "source.json"
-    if any(missing.values()) or again or not source.exists():
+    begun = (folder / SOURCE).exists() and not again
+    if any(missing.values()) or not begun:
         built = task.built(work)
         calibration, held_back = task.calibration(built), task.held_back(built)
-        if again or not source.exists():
-            samples = {role: len(given) for role, given in calibration.items()}
-            keep(source, {"metrics": dict(task.evaluate(built)), "samples": samples})
+        if not begun:
+            keep_source(folder, task, built, calibration)
         for name, formats in missing.items():
             if formats:
                 _measure_row(task, folder, name, formats, (built, calibration, held_back))
@@ -93,21 +101,14 @@ def finished_transforms(task: Task, work: Path) -> dict[str, Any]:
         ``source``, the float model, then for each row that has any, cells by format.
     """
     folder = work / "transforms"
-    if not (folder / "source.json").exists():
-        return {}
-    found: dict[str, Any] = {"source": json.loads((folder / "source.json").read_text())}
-    for name in TRANSFORMS:
-        for fmt in FORMATS[task.name]:
-            cell = _finished(task, folder, name, fmt)
-            if cell is not None:
-                found.setdefault(name, {})[fmt] = cell
-    return found
+    return finished_grid(
+        folder, TRANSFORMS, list(FORMATS[task.name]), functools.partial(_finished, task, folder)
+    )
 
 
 def _finished(task: Task, folder: Path, name: str, key: str) -> dict[str, Any] | None:
     """A cell that the passes of the present grid gave."""
-    path = _file(folder, name, key)
-    cell: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    cell = kept(_file(folder, name, key)) or {}
     return cell if cell.get("passes") == _passes(task, name, key) else None
 
 
