@@ -2,11 +2,8 @@
 
 import json
 
-import numpy as np
-import onnx_ir as ir
 import pytest
 
-from onnxq.graph import save
 from onnxq.models import result_cells, results, solver_results
 from onnxq.models.solver_results import (
     GRID,
@@ -17,54 +14,6 @@ from onnxq.models.solver_results import (
     solver_section,
     solver_tasks,
 )
-from onnxq.models.task import Task
-from onnxq.runtime import open_session
-
-rng = np.random.default_rng(0)
-MIXED = rng.standard_normal((64, 64))
-
-
-class Tiny(Task):
-    """One linear layer, judged by how far its output is from the float one."""
-
-    name = "tiny"
-    title = "One layer"
-    primary = "distance"
-    evaluations = 0
-
-    def build(self, folder):
-        model = ir.from_onnx_text(
-            '<ir_version: 10, opset_import: ["" : 21]>'
-            "main (float[n, 64] x) => (float[n, 32] y) { y = MatMul(x, w) }"
-        )
-        value = model.graph[0].inputs[1]
-        weight = rng.standard_normal((64, 32)).astype(np.float32)
-        value.const_value = ir.tensor(weight, name="w")
-        value.shape, value.dtype = ir.Shape((64, 32)), value.const_value.dtype
-        model.graph.register_initializer(value)
-        folder.mkdir(parents=True)
-        return {"model": save(model, folder / "model.onnx")}
-
-    def calibration(self, models):
-        return {
-            "model": [
-                {"x": (rng.standard_normal((64, 64)) @ MIXED).astype(np.float32)} for _ in range(4)
-            ]
-        }
-
-    def held_back(self, models):
-        return {"model": self.calibration(models)["model"][:1]}
-
-    def evaluate(self, models, *, source=None):
-        Tiny.evaluations += 1
-        if source is None:
-            return {"distance": 0.0}
-        feeds = self.held_back(models)["model"][0]
-        outputs = []
-        for one in (source["model"], models["model"]):
-            with open_session(one) as session:
-                outputs.append(session.run(feeds)["y"])
-        return {"distance": float(np.abs(outputs[0] - outputs[1]).mean())}
 
 
 def made_up(kl=True):
@@ -123,35 +72,33 @@ def grid(monkeypatch):
     monkeypatch.setattr(solver_results, "GRID", {"tiny": ("int3_g32", "int4_g32")})
 
 
-def test_cells_are_measured_once_and_the_data_lower_the_error(grid, tmp_path):
-    task = Tiny()
-    found = measure_solvers(task, tmp_path)
+def test_cells_are_measured_once_and_the_data_lower_the_error(grid, tmp_path, mixed_task):
+    found = measure_solvers(mixed_task, tmp_path)
     assert set(found) == {"source", "int3_g32", "int4_g32"}
     for fmt in ("int3_g32", "int4_g32"):
         assert found[fmt]["GPTQ"]["metric"] < found[fmt]["nearest"]["metric"]
         assert found[fmt]["GPTQ"]["sqnr_db"] > found[fmt]["nearest"]["sqnr_db"]
-    before = Tiny.evaluations
-    assert measure_solvers(task, tmp_path) == found
-    assert Tiny.evaluations == before
+    before = mixed_task.runs
+    assert measure_solvers(mixed_task, tmp_path) == found
+    assert mixed_task.runs == before
 
 
-def test_vectors_have_no_divergence(grid, monkeypatch, tmp_path):
-    assert "kl" in measure_solvers(Tiny(), tmp_path / "scores")["int4_g32"]["GPTQ"]
+def test_vectors_have_no_divergence(grid, monkeypatch, tmp_path, mixed_task):
+    assert "kl" in measure_solvers(mixed_task, tmp_path / "scores")["int4_g32"]["GPTQ"]
     monkeypatch.setattr(result_cells, "_EMBEDDERS", {"tiny"})
-    assert "kl" not in measure_solvers(Tiny(), tmp_path / "vectors")["int4_g32"]["GPTQ"]
+    assert "kl" not in measure_solvers(mixed_task, tmp_path / "vectors")["int4_g32"]["GPTQ"]
 
 
-def test_a_lost_cell_is_measured_alone_and_a_half_done_grid_is_shown(grid, tmp_path):
-    task = Tiny()
-    assert finished_cells(task, tmp_path) == {}
-    measure_solvers(task, tmp_path)
+def test_a_lost_cell_is_measured_alone_and_a_half_done_grid_is_shown(grid, tmp_path, mixed_task):
+    assert finished_cells(mixed_task, tmp_path) == {}
+    measure_solvers(mixed_task, tmp_path)
     lost = tmp_path / "solvers" / "int4_g32-gptq.json"
     kept = tmp_path / "solvers" / "int4_g32-nearest.json"
     lost.unlink()
     kept.write_text(json.dumps({"metric": 1.0}))
-    found = finished_cells(task, tmp_path)
+    found = finished_cells(mixed_task, tmp_path)
     assert list(found["int4_g32"]) == ["nearest"]
-    assert table_of(solver_section(task, found))[3][4:] == ["–", "–", "–"]
-    again = measure_solvers(task, tmp_path)
+    assert table_of(solver_section(mixed_task, found))[3][4:] == ["–", "–", "–"]
+    again = measure_solvers(mixed_task, tmp_path)
     assert again["int4_g32"]["nearest"] == {"metric": 1.0}
     assert again["int4_g32"]["GPTQ"]["metric"] > 0
