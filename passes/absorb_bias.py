@@ -18,7 +18,6 @@ than the margin, is cut off by the ReLU where it was not before.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +30,7 @@ from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.weight_source import scalar
 from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.float_transform import FloatTransform
+from onnxq.passes.site_patterns import is_named, recipe_refusal
 from onnxq.passes.site_shift import output_refusal, shift_input, shift_output, shift_refusal
 
 __all__ = ["AbsorbBias"]
@@ -131,10 +131,9 @@ class AbsorbBias(FloatTransform):
 
     def _readers(self, site: Site, sites: Sequence[Site]) -> list[Site] | str:
         """The layers behind the ReLU behind a layer, or why it is left."""
-        if any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.exclude):
-            return "the recipe excludes it"
-        if not any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.sites):
-            return "the recipe does not name it"
+        reason = recipe_refusal(site.name, sites=self.sites, exclude=self.exclude)
+        if reason is not None:
+            return reason
         if site.path:
             return "it is inside a body or function, whose activations cannot be measured"
         reason = site.already or site.refusal or output_refusal(site)
@@ -148,7 +147,7 @@ class AbsorbBias(FloatTransform):
             if not any(reader.node is node for reader in readers):
                 return f"{node.op_type} {node.name!r} reads {rectified.name!r}, and is no layer"
         for reader in readers:
-            if any(fnmatch.fnmatchcase(reader.name, pattern) for pattern in self.exclude):
+            if is_named(reader.name, self.exclude):
                 return f"the recipe excludes {reader.name!r}, which reads it"
             reason = reader.already or reader.refusal or shift_refusal(reader)
             if reason is not None:

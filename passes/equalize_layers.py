@@ -19,7 +19,6 @@ equalized one after another until nothing changes. No data are needed.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Sequence
 from typing import Literal
 
@@ -36,6 +35,7 @@ from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.migration import Migration, find_migrations, scale_channels
 from onnxq.passes.migration_weights import factors_at
 from onnxq.passes.open_clips import open_clips
+from onnxq.passes.site_patterns import is_named, recipe_refusal
 
 __all__ = ["EqualizeLayers"]
 
@@ -130,16 +130,12 @@ class EqualizeLayers(FloatTransform):
         return plan
 
     def _unwanted(self, site: Site) -> str | None:
-        if any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.exclude):
-            return "the recipe excludes it"
-        if not any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.sites):
-            return "the recipe does not name it"
-        return None
+        return recipe_refusal(site.name, sites=self.sites, exclude=self.exclude)
 
     def _not_a_pair(self, migration: Migration) -> str | None:
         """Why the two sides are not two weights that are to share their ranges."""
         for producer in migration.producers:
-            if any(fnmatch.fnmatchcase(producer.name, pattern) for pattern in self.exclude):
+            if is_named(producer.name, self.exclude):
                 return f"the recipe excludes {producer.name!r}, which gives its input"
             if producer.node.op_type == "BatchNormalization":
                 return f"its input comes from {producer.name!r}: run fold_batch_norm first"

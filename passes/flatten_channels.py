@@ -15,7 +15,6 @@ here it is whole channels, ahead of time, which is linear and so exact for every
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -33,6 +32,7 @@ from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.match import home_of
 from onnxq.passes.migration import Migration, find_migrations, scale_channels
+from onnxq.passes.site_patterns import recipe_refusal
 from onnxq.passes.smoothing_choice import input_name
 
 __all__ = ["FlattenChannels", "copies_of"]
@@ -124,10 +124,9 @@ class FlattenChannels(FloatTransform):
         )
 
     def _unwanted(self, site: Site) -> str | None:
-        if any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.exclude):
-            return "the recipe excludes it"
-        if not any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.sites):
-            return "the recipe does not name it"
+        reason = recipe_refusal(site.name, sites=self.sites, exclude=self.exclude)
+        if reason is not None:
+            return reason
         if site.kind not in _KINDS or site.weight_index != 1 or len(site.shape) != 2:
             return f"{site.kind} cannot take repeated channels: only MatMul and Gemm from the left"
         if site.kind == "Gemm" and site.node.attributes.get_int("transA"):

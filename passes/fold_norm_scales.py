@@ -10,7 +10,6 @@ et al. 2024, arXiv:2404.00456, section 4; SliceGPT, arXiv:2401.15024, section 3)
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +32,7 @@ from onnxq.passes.match import home_of
 from onnxq.passes.migration_rules import follow_scale
 from onnxq.passes.migration_weights import ScaledWeights
 from onnxq.passes.rotation_rules import SCALE_OF, follow_mean, follow_pick
+from onnxq.passes.site_patterns import is_named
 from onnxq.passes.site_shift import shift_input, shift_refusal
 
 __all__ = ["FoldNormScales"]
@@ -68,7 +68,7 @@ class FoldNormScales(FloatTransform):
         by_node = {site.node: site for site in find_sites(model)}
         reports = []
         for norm in find_norms(model):
-            excluded = any(fnmatch.fnmatchcase(norm.name, pattern) for pattern in self.exclude)
+            excluded = is_named(norm.name, self.exclude)
             reason = "the recipe excludes it" if excluded else _fold(model, norm, by_node)
             reports.append(SiteReport(site=norm.name, reason=reason))
             if reason is None:  # biases and what adds them are others now

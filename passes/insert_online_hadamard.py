@@ -18,7 +18,6 @@ are those of SpinQuant (Liu et al., arXiv:2405.16406).
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Sequence
 from typing import Literal
 
@@ -42,6 +41,7 @@ from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.hadamard_attention import kept_keys, rotate_attention
 from onnxq.passes.rotation_space import filled_inputs
 from onnxq.passes.rotation_weights import turned
+from onnxq.passes.site_patterns import recipe_refusal
 
 __all__ = ["InsertOnlineHadamard"]
 
@@ -125,11 +125,7 @@ class InsertOnlineHadamard(FloatTransform):
         return rotate_attention(model, block, rotate_cache=self.rotate_cache, filled=filled)
 
     def _unwanted(self, name: str) -> str | None:
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude):
-            return "the recipe excludes it"
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.sites):
-            return "the recipe does not name it"
-        return None
+        return recipe_refusal(name, sites=self.sites, exclude=self.exclude)
 
 
 def _last_layers(topology: Topology) -> Sequence[Site]:

@@ -25,7 +25,6 @@ of dimensions, and the log√2 quantizer of RepQ-ViT for what a softmax gives, a
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -43,6 +42,7 @@ from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_labels import Leave, along
 from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.migration import Migration, find_migrations, scale_channels
+from onnxq.passes.site_patterns import recipe_refusal
 from onnxq.passes.site_shift import norm_refusal, shift_input, shift_norm, shift_refusal
 
 __all__ = ["ReparameterizeNorm"]
@@ -174,11 +174,7 @@ class ReparameterizeNorm(FloatTransform):
         return factors, shift
 
     def _unwanted(self, site: Site) -> str | None:
-        if any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.exclude):
-            return "the recipe excludes it"
-        if not any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.sites):
-            return "the recipe does not name it"
-        return None
+        return recipe_refusal(site.name, sites=self.sites, exclude=self.exclude)
 
 
 def _norm_of(migration: Migration) -> ir.Node | str:

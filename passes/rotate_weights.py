@@ -12,7 +12,6 @@ each token: O(n log n + m log m) additions beside the n m products.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +28,7 @@ from onnxq.graph.weights import add_weight, read_weight, replace_weight, weight_
 from onnxq.numerics.incoherence import TwoSided, incoherence, two_sided
 from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.float_transform import FloatTransform
+from onnxq.passes.site_patterns import is_named
 
 __all__ = ["RotateWeights"]
 
@@ -76,8 +76,8 @@ class RotateWeights(FloatTransform):
         return PassReport(modified=modified, sites=tuple(reports))
 
     def _refusal(self, topology: Topology, site: Site) -> str | None:
-        named = any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.sites)
-        excluded = any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.exclude)
+        named = is_named(site.name, self.sites)
+        excluded = is_named(site.name, self.exclude)
         if not named or excluded:
             return "the recipe excludes it" if named else "the recipe does not name it"
         if site.already is not None or site.refusal is not None:

@@ -28,7 +28,6 @@ awq           E|x_j|^β; β given, or that of the least output error with only t
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
@@ -44,6 +43,7 @@ from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.migration import Migration, find_migrations, scale_channels
 from onnxq.passes.migration_shift import shift_channels, unshiftable
 from onnxq.passes.shortcut_factors import add_shortcut_factors, drop_unused_factors
+from onnxq.passes.site_patterns import recipe_refusal
 from onnxq.passes.smoothing_choice import (
     Choice,
     Objective,
@@ -218,11 +218,7 @@ class SmoothActivations(FloatTransform):
         return {site.name: reason for m, reason in reasons.items() for site in m.readers}
 
     def _unwanted(self, site: Site) -> str | None:
-        if any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.exclude):
-            return "the recipe excludes it"
-        if not any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.sites):
-            return "the recipe does not name it"
-        return None
+        return recipe_refusal(site.name, sites=self.sites, exclude=self.exclude)
 
     def _profiles(
         self,

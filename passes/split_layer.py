@@ -17,7 +17,6 @@ scale for each row or for the tensor then is that of like channels.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -33,6 +32,7 @@ from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_weights import drop_unread
 from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.match import home_of
+from onnxq.passes.site_patterns import recipe_refusal
 
 __all__ = ["SplitLayer"]
 
@@ -97,10 +97,9 @@ class SplitLayer(FloatTransform):
         return PassReport(modified=modified, sites=tuple(reports))
 
     def _refusal(self, site: Site) -> str | None:
-        if any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.exclude):
-            return "the recipe excludes it"
-        if not any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.sites):
-            return "the recipe does not name it"
+        reason = recipe_refusal(site.name, sites=self.sites, exclude=self.exclude)
+        if reason is not None:
+            return reason
         if site.already is not None:
             return f"it is already quantized ({site.already})"
         if site.refusal is not None or site.weight is None:

@@ -19,7 +19,6 @@ to the front.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.fake_quantization import rounded_by
 from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.int8_weights import drop_unused
+from onnxq.passes.site_patterns import is_named
 
 __all__ = ["SplitLowRank"]
 
@@ -114,9 +114,9 @@ class SplitLowRank(FloatTransform):
         return max(1, round(wished)) * self.multiple
 
     def _refusal(self, site: Site, topology: Topology) -> str | None:
-        if not any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.sites):
+        if not is_named(site.name, self.sites):
             return "the recipe does not name it"
-        if any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.exclude):
+        if is_named(site.name, self.exclude):
             return "the recipe leaves it whole"
         if site.already is not None:
             return f"it is already quantized ({site.already})"
