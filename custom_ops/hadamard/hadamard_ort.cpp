@@ -47,14 +47,20 @@ class Checked {
   int64_t size_;
 };
 
-struct HadamardFloat : Checked {
+// X, the factor and Y of one element type; Y may lie where X does.
+template <ElementType kType>
+struct Typed : Checked {
   static constexpr const char *kName = "Hadamard", *kProvider = nullptr;
-  static constexpr ElementType kInputs[] = {ElementType::kFloat, ElementType::kFloat};
-  static constexpr ElementType kOutputs[] = {ElementType::kFloat};
+  static constexpr ElementType kInputs[] = {kType, kType};
+  static constexpr ElementType kOutputs[] = {kType};
   static constexpr bool kInPlace = true;
   using Checked::Checked;
 
   static void infer(const Shapes& shapes) { shapes.same(0, 0); }
+};
+
+struct HadamardFloat : Typed<ElementType::kFloat> {
+  using Typed::Typed;
 
   void compute(const Context& context) const {
     const Tensor x = context.input(0), factor = context.input(1);
@@ -70,14 +76,8 @@ struct HadamardFloat : Checked {
 };
 
 // float16 is widened, transformed in float32 and rounded once.
-struct HadamardHalf : Checked {
-  static constexpr const char *kName = "Hadamard", *kProvider = nullptr;
-  static constexpr ElementType kInputs[] = {ElementType::kFloat16, ElementType::kFloat16};
-  static constexpr ElementType kOutputs[] = {ElementType::kFloat16};
-  static constexpr bool kInPlace = true;
-  using Checked::Checked;
-
-  static void infer(const Shapes& shapes) { shapes.same(0, 0); }
+struct HadamardHalf : Typed<ElementType::kFloat16> {
+  using Typed::Typed;
 
   void compute(const Context& context) const {
     const Tensor x = context.input(0), half_factor = context.input(1);
@@ -99,14 +99,9 @@ struct HadamardHalf : Checked {
 };
 
 #ifdef ONNXQ_CUDA
-struct HadamardCuda : Checked {
-  static constexpr const char *kName = "Hadamard", *kProvider = "CUDAExecutionProvider";
-  static constexpr ElementType kInputs[] = {ElementType::kFloat, ElementType::kFloat};
-  static constexpr ElementType kOutputs[] = {ElementType::kFloat};
-  static constexpr bool kInPlace = true;
-  using Checked::Checked;
-
-  static void infer(const Shapes& shapes) { shapes.same(0, 0); }
+struct HadamardCuda : Typed<ElementType::kFloat> {
+  static constexpr const char* kProvider = "CUDAExecutionProvider";
+  using Typed::Typed;
 
   void compute(const Context& context) const {
     const Tensor x = context.input(0), factor = context.input(1);
