@@ -15,6 +15,7 @@ from onnxq.graph.weights import add_weight, read_weight
 from onnxq.passes.channel_weights import drop_unread
 from onnxq.passes.match import home_of
 from onnxq.passes.rotation_bridges import insert_behind
+from onnxq.passes.site_shift import add_behind
 
 __all__ = ["centering_bridge", "open_skip_norm", "to_rms_norm", "without_mean"]
 
@@ -60,7 +61,7 @@ def to_rms_norm(model: ir.Model, node: ir.Node, *, standard: bool) -> None:
     bias = node.inputs[at] if len(node.inputs) > at else None
     added = node.inputs[4] if skip and len(node.inputs) > 4 else None
     if bias is not None and not _is_zero(bias):
-        _add_behind(node, bias)
+        add_behind(node.outputs[0], bias, "unshifted")
     inputs = [*node.inputs[:at], added] if skip else list(node.inputs[:2])
     if added is None and skip:
         inputs = inputs[:at]
@@ -109,23 +110,3 @@ def open_skip_norm(model: ir.Model, node: ir.Node) -> None:
 def _is_zero(bias: ir.Value) -> bool:
     stored = stored_weight(bias)
     return stored is not None and not read_weight(stored).any()
-
-
-def _add_behind(node: ir.Node, bias: ir.Value) -> None:
-    graph, output = node.graph, node.outputs[0]
-    if graph is None:
-        return
-    add = ir.node("Add", [output, bias])
-    result = add.outputs[0]
-    result.type, result.shape = output.type, output.shape
-    result.name = unique_value_name(graph, f"{output.name}_unshifted")
-    add.name = result.name
-    for use in tuple(output.uses()):
-        if use.node is not add:
-            use.node.replace_input_with(use.idx, result)
-    if output.is_graph_output() and isinstance(graph, ir.Graph):
-        output.name, result.name = result.name, output.name
-        for index, value in enumerate(graph.outputs):
-            if value is output:
-                graph.outputs[index] = result
-    graph.insert_after(node, add)

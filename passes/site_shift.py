@@ -27,6 +27,7 @@ from onnxq.passes.channel_weights import drop_unread
 from onnxq.passes.match import home_of
 
 __all__ = [
+    "add_behind",
     "norm_refusal",
     "output_refusal",
     "shift_input",
@@ -148,6 +149,34 @@ def shift_norm(model: ir.Model, node: ir.Node, shift: Callable[[], Array]) -> No
     drop_unread(old)
 
 
+def add_behind(output: ir.Value, constant: ir.Value, name: str) -> None:
+    """``Add(output, constant)`` for everything that read what a node gives.
+
+    Args:
+        output: of a node; a result of the graph keeps its name.
+        constant: a weight of the same graph, broadcast over it.
+        name: put behind that of the output, for the sum.
+    """
+    producer = output.producer()
+    graph = None if producer is None else producer.graph
+    if producer is None or graph is None:
+        return
+    add = ir.node("Add", [output, constant])
+    result = add.outputs[0]
+    result.type, result.shape = output.type, output.shape
+    result.name = unique_value_name(graph, f"{output.name}_{name}")
+    add.name = result.name
+    for use in tuple(output.uses()):
+        if use.node is not add:
+            use.node.replace_input_with(use.idx, result)
+    if output.is_graph_output() and isinstance(graph, ir.Graph):
+        output.name, result.name = result.name, output.name
+        for index, value in enumerate(graph.outputs):
+            if value is output:
+                graph.outputs[index] = result
+    graph.insert_after(producer, add)
+
+
 def _product(site: Site, weight: Array, amounts: Array) -> Array:
     """W z where every place holds the same z: float64 [output channels]."""
     wide, given = weight.astype(np.float64), np.asarray(amounts, np.float64)
@@ -179,29 +208,8 @@ def _add_bias(model: ir.Model, site: Site, shift: Callable[[], Array]) -> None:
         home_of(model, node), f"{site.output.name}_bias", shape=shape, dtype=dtype, compute=compute
     )
     if site.kind == "MatMul":
-        _add_behind(site, bias)
+        add_behind(site.output, bias, "shifted")
         return
     if len(node.inputs) < 3:
         node.resize_inputs(3)
     node.replace_input_with(2, bias)
-
-
-def _add_behind(site: Site, bias: ir.Value) -> None:
-    """``Add(output, bias)`` for everything that read the output of a MatMul."""
-    graph, output = site.node.graph, site.output
-    if graph is None:
-        return
-    add = ir.node("Add", [output, bias])
-    result = add.outputs[0]
-    result.type, result.shape = output.type, output.shape
-    result.name = unique_value_name(graph, f"{output.name}_shifted")
-    add.name = result.name
-    for use in tuple(output.uses()):
-        if use.node is not add:
-            use.node.replace_input_with(use.idx, result)
-    if output.is_graph_output() and isinstance(graph, ir.Graph):
-        output.name, result.name = result.name, output.name
-        for index, value in enumerate(graph.outputs):
-            if value is output:
-                graph.outputs[index] = result
-    graph.insert_after(site.node, add)
