@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.calibration import collect_ranges
 from onnxq.calibration.ranges import ChannelRange
-from onnxq.errors import CalibrationError, RecipeError
+from onnxq.errors import RecipeError
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.weight_source import scalar
 from onnxq.passes.base import Context, PassReport, SiteReport
@@ -63,6 +64,8 @@ class AbsorbBias(FloatTransform):
     sites: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
+    reads_activations: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         """Refuse a margin that would cut values that were seen."""
         if self.margin < 0:
@@ -70,22 +73,16 @@ class AbsorbBias(FloatTransform):
                 f"margin is {self.margin}: it is a distance under the least value, 0 or more."
             )
 
-    @property
-    def needs_samples(self) -> bool:
-        """Always: how low an activation falls is known from real ones."""
-        return True
-
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Measure what comes before every ReLU in one go, then fold.
 
         Raises:
             CalibrationError: there are no samples, or they do not fit the model.
         """
-        if context.samples is None:
-            raise CalibrationError(
-                "absorb_bias takes out what an activation has at least, which calibration data "
-                "have to show, and the recipe was run without: give calibration samples."
-            )
+        samples = context.needed_samples(
+            "absorb_bias takes out what an activation has at least, which calibration data "
+            "have to show, and the recipe was run without: give calibration samples."
+        )
         sites = find_sites(model)
         outcomes = {site: self._readers(site, sites) for site in sites if site.kind in _KINDS}
         values = {
@@ -94,7 +91,7 @@ class AbsorbBias(FloatTransform):
             if not isinstance(outcome, str)
         }
         ranges = collect_ranges(
-            model, list(values), context.samples, axes=values, progress=context.progress
+            model, list(values), samples, axes=values, progress=context.progress
         )
         reports = []
         for site, outcome in outcomes.items():

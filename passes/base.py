@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.errors import CalibrationError
 from onnxq.graph.scratch import Scratch
 from onnxq.graph.stage import Stage
 
@@ -56,6 +57,19 @@ class Context:
     samples: Samples | None = None
     progress: Progress = no_progress
     scratch: Scratch = dataclasses.field(default_factory=Scratch)
+
+    def needed_samples(self, refusal: str) -> Samples:
+        """The samples, for a pass that cannot do without.
+
+        Args:
+            refusal: what to say when there are none: what for, and what to do.
+
+        Raises:
+            CalibrationError: the recipe was run without data.
+        """
+        if self.samples is None:
+            raise CalibrationError(refusal)
+        return self.samples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,11 +145,13 @@ class Pass(abc.ABC):
     moves_outliers: ClassVar[bool] = False
     """Whether it changes how activations or weights are spread over channels: the runner then
     measures outliers before and after it, as it does for every pass that gives TRANSFORMED."""
+    reads_activations: ClassVar[bool] = False
+    """Whether it must see calibration data whatever its options are."""
 
     @property
     def needs_samples(self) -> bool:
         """Whether it must see calibration data."""
-        return False
+        return self.reads_activations
 
     @property
     def extra_arrays(self) -> tuple[str, ...]:

@@ -22,7 +22,6 @@ from onnxq.calibration import ObserverSpec, collect_ranges, drop_ranges, set_ran
 from onnxq.calibration.collect import DEFAULT_BUDGET
 from onnxq.calibration.observable import observable_values
 from onnxq.calibration.observers import Method
-from onnxq.errors import CalibrationError
 from onnxq.graph import is_weight, read_weight
 from onnxq.graph.sites import find_sites
 from onnxq.graph.stage import Stage
@@ -74,11 +73,7 @@ class Calibrate(Pass):
     promise: ClassVar[Promise] = Promise.SAME_BITS
     needs_stage: ClassVar[Stage] = Stage.FLOAT
     gives_stage: ClassVar[Stage | None] = Stage.CALIBRATED
-
-    @property
-    def needs_samples(self) -> bool:
-        """Always: ranges are those of real activations."""
-        return True
+    reads_activations: ClassVar[bool] = True
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Observe and record; the report has one row per value.
@@ -86,11 +81,10 @@ class Calibrate(Pass):
         Raises:
             CalibrationError: there are no samples, or they do not fit the model.
         """
-        if context.samples is None:
-            raise CalibrationError(
-                "calibrate needs samples, and the recipe was run without data: give some (a "
-                "folder of .npz files, texts, images or audio), or choose a weight-only recipe."
-            )
+        samples = context.needed_samples(
+            "calibrate needs samples, and the recipe was run without data: give some (a "
+            "folder of .npz files, texts, images or audio), or choose a weight-only recipe."
+        )
         found = observable_values(model)
         names = found.names if self.values == "all" else _site_values(model, found.names)
         absorbed = {} if self.before_activations else _absorbed(model, names)
@@ -98,7 +92,7 @@ class Calibrate(Pass):
         ranges = collect_ranges(
             model,
             names,
-            context.samples,
+            samples,
             observer=self._spec(),
             axes=_channel_axes(model) if self.per_channel else None,
             budget=self.budget,

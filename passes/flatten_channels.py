@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from onnxq.calibration.channel_profile import ChannelProfile, profile_channels
 from onnxq.calibration.samples import Samples
-from onnxq.errors import CalibrationError, RecipeError
+from onnxq.errors import RecipeError
 from onnxq.graph.names import unique_value_name
 from onnxq.graph.sites import Site
 from onnxq.graph.weights import add_weight, read_weight, replace_weight, weight_tensor
@@ -76,6 +76,7 @@ class FlattenChannels(FloatTransform):
     samples: int = 128
 
     moves_outliers: ClassVar[bool] = True
+    reads_activations: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse what no model could be run with."""
@@ -84,24 +85,18 @@ class FlattenChannels(FloatTransform):
         if self.growth <= 0 or self.multiple < 1 or self.samples < 1:
             raise RecipeError("growth must be above 0, multiple and samples at least 1.")
 
-    @property
-    def needs_samples(self) -> bool:
-        """Always: how large a channel is is known from real activations."""
-        return True
-
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Measure every activation that can be divided, then repeat channels.
 
         Raises:
             CalibrationError: there are no samples, or they do not fit the model.
         """
-        if context.samples is None:
-            raise CalibrationError(
-                "flatten_channels repeats channels that calibration data show to be large, and the "
-                "recipe was run without: give calibration samples."
-            )
+        given = context.needed_samples(
+            "flatten_channels repeats channels that calibration data show to be large, and the "
+            "recipe was run without: give calibration samples."
+        )
         found = find_migrations(model, through_cache=self.through_cache, wants=self._unwanted)
-        samples = Samples.of(context.samples, limit=self.samples)
+        samples = Samples.of(given, limit=self.samples)
         axes = {input_name(site): m.axis(site) for m in found.found for site in m.readers}
         profiles = profile_channels(model, axes, samples)
         reports = [SiteReport(site=name, reason=reason) for name, reason in found.refused.items()]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import onnx_ir as ir
 
-from onnxq.errors import CalibrationError, RecipeError
+from onnxq.errors import RecipeError
 from onnxq.formats import parse_format
 from onnxq.numerics.rotation import KINDS
 from onnxq.passes.affine_points import find_points, learning_copy
@@ -183,11 +183,10 @@ class LearnRotation(FloatTransform):
         from onnxq.learning.quantizers import TokenQuantizer, WeightQuantizer
         from onnxq.learning.rotation_learning import Problem, RotationSchedule, learn_rotations
 
-        if context.samples is None:
-            raise CalibrationError(
-                "learn_rotation learns on samples, and the recipe was run without data: give some "
-                "(a folder of .npz files, texts, images or audio), or set steps=0."
-            )
+        given = context.needed_samples(
+            "learn_rotation learns on samples, and the recipe was run without data: give some "
+            "(a folder of .npz files, texts, images or audio), or set steps=0."
+        )
         plans, _ = find_points(model, exclude=self.exclude)
         copy, points = learning_copy(model, plans)
         weights, values = foldable.edits()
@@ -217,7 +216,7 @@ class LearnRotation(FloatTransform):
             seed=self.seed,
             threads=self.threads,
         )
-        samples = itertools.islice(iter(context.samples), self.samples)
+        samples = itertools.islice(iter(given), self.samples)
         return learn_rotations(problem, samples, schedule, progress=context.progress)
 
     def _mark(self, foldable: Foldable) -> None:

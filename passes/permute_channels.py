@@ -29,7 +29,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.calibration.channel_squares import channel_squares
-from onnxq.errors import CalibrationError
 from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.weight_source import stored_weight
@@ -76,11 +75,7 @@ class PermuteChannels(Pass):
     permute_cache: bool = False
 
     promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-
-    @property
-    def needs_samples(self) -> bool:
-        """Always: the importance of a channel is that of real activations."""
-        return True
+    reads_activations: ClassVar[bool] = True
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Find what can move, measure it in one run over the samples, then reorder.
@@ -88,18 +83,17 @@ class PermuteChannels(Pass):
         Raises:
             CalibrationError: there are no samples, or they do not fit the model.
         """
-        if context.samples is None:
-            raise CalibrationError(
-                "permute_channels orders channels by what flows through them, and the recipe was "
-                "run without data: give calibration samples."
-            )
+        samples = context.needed_samples(
+            "permute_channels orders channels by what flows through them, and the recipe was "
+            "run without data: give calibration samples."
+        )
         infer_shapes(model)
         sites = [site for site in find_sites(model) if _takes_channels(site)]
         outcomes = self._regions(model, sites)
         regions = list(dict.fromkeys(o for o in outcomes.values() if isinstance(o, Region)))
         axes = {site.input.name or "": axis for region in regions
                 for site, axis in region.readers.items() if site.input is not None}  # fmt: skip
-        squares = channel_squares(model, axes, context.samples, progress=context.progress)
+        squares = channel_squares(model, axes, samples, progress=context.progress)
         reasons = {region: self._reorder(model, region, squares) for region in regions}
         reports = []
         for site, outcome in outcomes.items():

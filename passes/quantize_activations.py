@@ -34,7 +34,7 @@ from onnxq.calibration import ObserverSpec, Range, collect_ranges
 from onnxq.calibration.collect import Ranges
 from onnxq.calibration.observers import Method
 from onnxq.calibration.readings import ConvReading, LinearReading, reading_of
-from onnxq.errors import CalibrationError, RecipeError, UnsupportedGraph
+from onnxq.errors import RecipeError, UnsupportedGraph
 from onnxq.graph.activation_clip import clip_of
 from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
@@ -222,12 +222,11 @@ class QuantizeActivations(Pass):
         self, model: ir.Model, outcomes: Mapping[Site, Point | str], context: Context
     ) -> dict[Site, Point | str]:
         """The points with their calibrated ranges; those without one become reasons."""
-        if context.samples is None:
-            raise CalibrationError(
-                "quantize_activations with granularity=tensor needs samples to measure ranges on, "
-                "and the recipe was run without data: give some (a folder of .npz files, texts, "
-                "images or audio), or set granularity=token."
-            )
+        samples = context.needed_samples(
+            "quantize_activations with granularity=tensor needs samples to measure ranges on, "
+            "and the recipe was run without data: give some (a folder of .npz files, texts, "
+            "images or audio), or set granularity=token."
+        )
         points = [outcome for outcome in outcomes.values() if isinstance(outcome, Point)]
         found: dict[int, Ranges] = {}
         for bits in sorted({point.bits for point in points}):
@@ -235,7 +234,7 @@ class QuantizeActivations(Pass):
             found[bits] = collect_ranges(
                 model,
                 list(names),
-                context.samples,
+                samples,
                 observer=ObserverSpec(
                     method=self.observer,
                     percentile=self.percentile,

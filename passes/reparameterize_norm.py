@@ -35,7 +35,7 @@ import onnx_ir as ir
 from onnxq.calibration import ObserverSpec, collect_ranges
 from onnxq.calibration.observers import Method
 from onnxq.calibration.ranges import ChannelRange
-from onnxq.errors import CalibrationError, RecipeError
+from onnxq.errors import RecipeError
 from onnxq.graph.flow import VIEWS
 from onnxq.graph.sites import Site
 from onnxq.passes.base import Context, PassReport, SiteReport
@@ -86,6 +86,7 @@ class ReparameterizeNorm(FloatTransform):
     exclude: tuple[str, ...] = ()
 
     moves_outliers: ClassVar[bool] = True
+    reads_activations: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse a strength that is none."""
@@ -95,22 +96,16 @@ class ReparameterizeNorm(FloatTransform):
                 "that moves into the weights, over 0 and at most 1."
             )
 
-    @property
-    def needs_samples(self) -> bool:
-        """Always: ranges are those of real activations."""
-        return True
-
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Measure the channels of every norm in one go, then fold.
 
         Raises:
             CalibrationError: there are no samples, or they do not fit the model.
         """
-        if context.samples is None:
-            raise CalibrationError(
-                "reparameterize_norm brings channels to one range, which calibration data have to "
-                "show, and the recipe was run without: give calibration samples."
-            )
+        samples = context.needed_samples(
+            "reparameterize_norm brings channels to one range, which calibration data have to "
+            "show, and the recipe was run without: give calibration samples."
+        )
         found = find_migrations(model, wants=self._unwanted)
         reports = {name: SiteReport(site=name, reason=why) for name, why in found.refused.items()}
         chosen: dict[Migration, ir.Node] = {}
@@ -122,7 +117,7 @@ class ReparameterizeNorm(FloatTransform):
                 chosen[migration] = norm
         names = [norm.outputs[0].name or "" for norm in chosen.values()]
         ranges = collect_ranges(
-            model, names, context.samples, axes=dict.fromkeys(names, -1),
+            model, names, samples, axes=dict.fromkeys(names, -1),
             observer=ObserverSpec(method=self.observer, percentile=self.percentile),
             progress=context.progress,
         )  # fmt: skip

@@ -144,15 +144,14 @@ class RotateHeads(FloatTransform):
         """The covariance of what each output projection reads, where it is needed."""
         if not self.needs_samples:
             return {}
-        if context.samples is None:
-            raise CalibrationError(
-                f"rotate_heads with matrix={self.matrix!r} takes the covariance of the values, and "
-                "the recipe was run without data: give calibration samples."
-            )
+        samples = context.needed_samples(
+            f"rotate_heads with matrix={self.matrix!r} takes the covariance of the values, and "
+            "the recipe was run without data: give calibration samples."
+        )
         sites = [site for site, _ in found.values()]
         moments: dict[str, npt.NDArray[np.float64]] = {}
         for channels in {site.shape[site.in_axis] for site in sites}:
-            moments.update(covariance_of(model, sites, context.samples, channels))
+            moments.update(covariance_of(model, sites, samples, channels))
         return moments
 
     def _rotations(

@@ -126,12 +126,11 @@ class RotateResidual(FloatTransform):
     def _rotation(self, model: ir.Model, stream: Stream, context: Context) -> Rotation:
         covariance = None
         if self.needs_samples:
-            if context.samples is None:
-                raise CalibrationError(
-                    f"rotate_residual with matrix={self.matrix!r} takes the covariance of the "
-                    "stream, and the recipe was run without data: give calibration samples."
-                )
-            found = covariance_of(model, stream.readers, context.samples, stream.width)
+            samples = context.needed_samples(
+                f"rotate_residual with matrix={self.matrix!r} takes the covariance of the "
+                "stream, and the recipe was run without data: give calibration samples."
+            )
+            found = covariance_of(model, stream.readers, samples, stream.width)
             if not found:
                 raise CalibrationError(
                     f"no layer that reads the stream {stream.name!r} can be observed: choose "

@@ -35,7 +35,7 @@ import onnx_ir as ir
 
 from onnxq.calibration.channel_profile import ChannelProfile, profile_channels
 from onnxq.calibration.samples import Samples
-from onnxq.errors import CalibrationError, RecipeError
+from onnxq.errors import RecipeError
 from onnxq.formats import parse_format
 from onnxq.graph.sites import Site, find_sites
 from onnxq.passes.base import Context, PassReport, SiteReport
@@ -109,6 +109,7 @@ class SmoothActivations(FloatTransform):
     samples: int = 128
 
     moves_outliers: ClassVar[bool] = True
+    reads_activations: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse what no model could be run with, before any work."""
@@ -130,23 +131,17 @@ class SmoothActivations(FloatTransform):
         if self.steps < 1 or self.rows < 1 or self.samples < 1:
             raise RecipeError("steps, rows and samples must be at least 1.")
 
-    @property
-    def needs_samples(self) -> bool:
-        """Always: it is the activations that are measured."""
-        return True
-
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Find what can move, measure it, choose factors and fold them in.
 
         Raises:
             CalibrationError: there are no samples, or they do not fit the model.
         """
-        if context.samples is None:
-            raise CalibrationError(
-                "smooth_activations balances weights with what flows through them, and the recipe "
-                "was run without data: give calibration samples."
-            )
-        samples = Samples.of(context.samples, limit=self.samples)
+        given = context.needed_samples(
+            "smooth_activations balances weights with what flows through them, and the recipe "
+            "was run without data: give calibration samples."
+        )
+        samples = Samples.of(given, limit=self.samples)
         shortcuts = add_shortcut_factors(model) if self.shortcuts else []
         shifts = self._shift(model, samples) if self.shift else {}
         found = find_migrations(model, through_cache=self.through_cache, wants=self._unwanted)
