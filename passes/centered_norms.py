@@ -99,8 +99,8 @@ def open_skip_norm(model: ir.Model, node: ir.Node) -> None:
     scale = node.inputs[2]
     inputs = [total, scale] if bias is None else [total, scale, bias]
     node.resize_inputs(len(inputs))
-    for index, value in enumerate(inputs):
-        node.replace_input_with(index, value)
+    for index, given in enumerate(inputs):
+        node.replace_input_with(index, given)
     node.resize_outputs(1)
     node.op_type = "LayerNormalization" if layer else "SimplifiedLayerNormalization"
     node.domain = ""

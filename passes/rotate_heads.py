@@ -15,20 +15,19 @@ runs.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.errors import CalibrationError, FormatError
+from onnxq.errors import CalibrationError
 from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.topology import AttentionBlock, Topology
-from onnxq.numerics.rotation import KINDS, Kind, Rotation, make_rotation
+from onnxq.numerics.rotation import Rotation, make_rotation
 from onnxq.passes.base import Context, PassReport, SiteReport
-from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.rotation_bridges import matrix_bridge
+from onnxq.passes.rotation_pass import RotationPass
 from onnxq.passes.rotation_rules import follow_rotation
 from onnxq.passes.rotation_space import Space, filled_inputs, find_space
 from onnxq.passes.rotation_streams import covariance_of
@@ -42,7 +41,7 @@ Found = dict[str, tuple[Site, Space]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RotateHeads(FloatTransform):
+class RotateHeads(RotationPass):
     """Fold an orthogonal matrix into values and output projection, head by head.
 
     Matches: attention, fused (GroupQueryAttention, MultiHeadAttention, Attention) or written out,
@@ -60,25 +59,7 @@ class RotateHeads(FloatTransform):
             the same when the cache is only fed back, but ``present`` outputs hold rotated values.
     """
 
-    matrix: Kind = "hadamard"
-    seed: int = 0
     rotate_cache: bool = False
-
-    change: ClassVar[str] = "a rotation"
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            FormatError: there is no such matrix.
-        """
-        if self.matrix not in KINDS:
-            raise FormatError(f"there is no rotation {self.matrix!r}: choose one of {KINDS}.")
-
-    @property
-    def needs_samples(self) -> bool:
-        """For a covariance."""
-        return self.matrix.startswith("klt")
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Rotate every block that can be.

@@ -15,16 +15,15 @@ channels; nothing is computed as the model runs.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import CalibrationError, FormatError
 from onnxq.graph.stage import clone_model
-from onnxq.numerics.rotation import KINDS, Kind, Rotation, make_rotation
+from onnxq.numerics.rotation import Kind, Rotation, make_rotation
 from onnxq.passes.base import Context, PassReport, SiteReport
-from onnxq.passes.float_transform import FloatTransform
+from onnxq.passes.rotation_pass import RotationPass
 from onnxq.passes.rotation_streams import (
     Stream,
     Streams,
@@ -40,7 +39,7 @@ _MARK = "onnxq.rotated"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RotateResidual(FloatTransform):
+class RotateResidual(RotationPass):
     """Fold an orthogonal matrix into every writer and reader of each residual stream.
 
     Matches: streams between RMS norms without scales (``fold_norm_scales``, and before it
@@ -61,12 +60,9 @@ class RotateResidual(FloatTransform):
     """
 
     matrix: Kind = "randomized_hadamard"
-    seed: int = 0
     block: int = 0
     apart: int = 0
     bridges: int = 2
-
-    change: ClassVar[str] = "a rotation"
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -74,8 +70,7 @@ class RotateResidual(FloatTransform):
         Raises:
             FormatError: one is out of range.
         """
-        if self.matrix not in KINDS:
-            raise FormatError(f"there is no rotation {self.matrix!r}: choose one of {KINDS}.")
+        super().__post_init__()
         if min(self.block, self.bridges, self.apart) < 0:
             raise FormatError("block, apart and bridges are at least 0.")
         if self.apart and self.matrix != "klt_hadamard":
@@ -83,11 +78,6 @@ class RotateResidual(FloatTransform):
                 f"apart={self.apart} keeps the largest components apart, which matrix="
                 f"{self.matrix!r} does not find or mix: choose matrix='klt_hadamard'."
             )
-
-    @property
-    def needs_samples(self) -> bool:
-        """For a covariance."""
-        return self.matrix.startswith("klt")
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Rotate every stream that can be.
