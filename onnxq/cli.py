@@ -305,33 +305,33 @@ def recipes(as_json: Json = False) -> None:
 @app.command()
 def passes(as_json: Json = False) -> None:
     """List the passes, their promises and their options."""
-    from onnxq import tables
+    from onnxq import catalog, tables
 
-    _show(tables.pass_values(), as_json, tables.passes)
+    _show(catalog.pass_values(), as_json, tables.passes)
 
 
 @app.command()
 def solvers(as_json: Json = False) -> None:
     """List the solvers, what they need of calibration data, and their options."""
-    from onnxq import tables
+    from onnxq import catalog, tables
 
-    _show(tables.solver_values(), as_json, tables.solvers)
+    _show(catalog.solver_values(), as_json, tables.solvers)
 
 
 @app.command()
 def formats(as_json: Json = False) -> None:
     """List the weight formats with bits per weight."""
-    from onnxq import tables
+    from onnxq import catalog, tables
 
-    _show(tables.format_values(), as_json, tables.formats)
+    _show(catalog.format_values(), as_json, tables.formats)
 
 
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the real models and data sets that examples and results use."""
-    from onnxq import tables
+    from onnxq import catalog, tables
 
-    _show(tables.zoo_values(), as_json, tables.zoo)
+    _show(catalog.zoo_values(), as_json, tables.zoo)
 
 
 @app.command()
