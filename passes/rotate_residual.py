@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from onnxq.errors import CalibrationError, FormatError
 from onnxq.graph.stage import clone_model
-from onnxq.numerics.rotation import Kind, Rotation, make_rotation
+from onnxq.numerics.rotation import Kind, Rotation, first_part, make_rotation
 from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.rotation_pass import RotationPass
 from onnxq.passes.rotation_streams import (
@@ -55,13 +55,15 @@ class RotateResidual(RotationPass):
         seed: of the random kinds.
         block: of ``block_hadamard``; 0 takes the largest power of two that divides the width.
         apart: of ``klt_hadamard``: so many of the largest components become the first channels
-            and are mixed among themselves only, for `split_low_rank` to cut off; 0 mixes all.
+            and are mixed among themselves only, for `split_low_rank` to cut off; below 1 a share
+            of the channels, as ``share`` of that pass counts them. 0 mixes all, and so does a
+            number that leaves no channel.
         bridges: how many products with the matrix may be written for one stream.
     """
 
     matrix: Kind = "randomized_hadamard"
     block: int = 0
-    apart: int = 0
+    apart: float = 0
     bridges: int = 2
 
     def __post_init__(self) -> None:
@@ -133,8 +135,13 @@ class RotateResidual(RotationPass):
             seed=self.seed,
             block=self.block or None,
             covariance=covariance,
-            apart=self.apart,
+            apart=self._apart(stream.width),
         )
+
+    def _apart(self, width: int) -> int:
+        """How many components are mixed apart in a stream of this width."""
+        count = first_part(width, self.apart) if 0 < self.apart < 1 else int(self.apart)
+        return count if count < width else 0
 
 
 def _said(stream: Stream, rotation: Rotation) -> str:

@@ -30,6 +30,7 @@ from onnxq.graph.sites import Site
 from onnxq.graph.topology import Topology
 from onnxq.graph.versions import opset_of
 from onnxq.graph.weights import add_weight, is_weight, read_weight, weight_tensor
+from onnxq.numerics.rotation import first_part
 from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.fake_quantization import rounded_by
 from onnxq.passes.float_transform import FloatTransform
@@ -110,8 +111,7 @@ class SplitLowRank(FloatTransform):
     def _rank(self, site: Site) -> int:
         if self.rank is not None:
             return self.rank
-        wished = self.share * site.shape[site.in_axis] / self.multiple
-        return max(1, round(wished)) * self.multiple
+        return first_part(site.shape[site.in_axis], self.share, self.multiple)
 
     def _refusal(self, site: Site, topology: Topology) -> str | None:
         if not is_named(site.name, self.sites):

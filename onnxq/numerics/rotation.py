@@ -27,7 +27,7 @@ import numpy.typing as npt
 from onnxq.errors import FormatError
 from onnxq.numerics.hadamard import factor_size, fast_apply
 
-__all__ = ["KINDS", "Kind", "Rotation", "as_rotation", "make_rotation", "orthogonal"]
+__all__ = ["KINDS", "Kind", "Rotation", "as_rotation", "first_part", "make_rotation", "orthogonal"]
 
 Array = npt.NDArray[Any]
 Kind = Literal[
@@ -138,6 +138,11 @@ def make_rotation(
         label = f"KLT {size} · Hadamard {factor_size(size)}"
         return Rotation(size=size, label=label, dense=vectors, block=size)
     raise FormatError(f"there is no rotation {kind!r}: choose one of {', '.join(KINDS)}.")
+
+
+def first_part(channels: int, share: float, multiple: int = 32) -> int:
+    """A share of the channels in whole groups of ``multiple``, at least one: those kept apart."""
+    return max(1, round(share * channels / multiple)) * multiple
 
 
 def _mixed_apart(vectors: npt.NDArray[np.float64], apart: int) -> Rotation:

@@ -317,3 +317,12 @@ def test_options_and_matrices_are_checked(build):
         rotate_stream(model, found, np.eye(6))
     with pytest.raises(FormatError, match="not orthogonal"):
         rotate_stream(model, found, np.ones((8, 8)))
+
+
+@pytest.mark.parametrize(("width", "apart", "expected"), [(576, 0.125, 64), (48, 0.125, 32)])
+def test_a_share_apart_counts_as_split_low_rank_does(width, apart, expected):
+    from onnxq.passes.rotate_residual import RotateResidual
+
+    step = RotateResidual(matrix="klt_hadamard", apart=apart)
+    assert step._apart(width) == expected
+    assert step._apart(32) == 0  # no channel would be left
