@@ -199,9 +199,17 @@ def solver_section(task: Task, found: Mapping[str, Any]) -> list[str]:
         rows = [found[fmt].get(name, {}) for fmt in formats]
         values = [figure(row.get(key)) for row in rows for key in ("metric", second, "seconds")]
         lines.append(f"| {name} | " + " | ".join(values) + " |")
-    bits = {fmt: mean([row.get("bits") for row in found[fmt].values()]) for fmt in formats}
+    plain = {name for name, settings in SOLVERS.items() if "keep_columns" not in str(settings)}
+    bits = {
+        fmt: mean([row.get("bits") for name, row in found[fmt].items() if name in plain])
+        for fmt in formats
+    }
     stored = ", ".join(f"`{fmt}` {figure(value)}" for fmt, value in bits.items())
-    lines += ["", f"Bits in the file for each weight, scales included: {stored}.", ""]
+    lines += [
+        "",
+        f"Bits in the file for each weight, scales included, columns kept not: {stored}.",
+        "",
+    ]
     refused = [
         f"- `{fmt}`, {name}: refused: {row['refused']}"
         for fmt in formats
