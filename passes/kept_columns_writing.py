@@ -15,6 +15,7 @@ from onnxq.graph.scratch import Scratch
 from onnxq.graph.sites import Site
 from onnxq.graph.weights import add_weight
 from onnxq.passes.base import SiteReport
+from onnxq.passes.site_shift import add_behind
 from onnxq.passes.weight_layout import weight_of, weight_type
 from onnxq.solvers.kept_columns import KeptColumns
 
@@ -57,22 +58,11 @@ def write_kept_columns(site: Site, kept: KeptColumns, scratch: Scratch) -> int:
         stored.append(value)
     gathered = ir.node("Gather", [node.inputs[0], stored[0]], {"axis": -1})
     product = ir.node("MatMul", [gathered.outputs[0], stored[1]])
-    old = site.output
-    total = ir.node("Add", [old, product.outputs[0]])
-    for made, what in ((gathered, "gather"), (product, "matmul"), (total, "add")):
+    for made, what in ((gathered, "gather"), (product, "matmul")):
         made.name = f"{node.name}_kept_{what}"
         made.outputs[0].name = f"{made.name}_output"
-    new, name = total.outputs[0], old.name
-    new.shape, new.type = old.shape, old.type
-    readers = [(use.node, use.idx) for use in old.uses() if use.node is not total]
-    if old.is_graph_output():
-        for index, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[index] = new
-        old.name, new.name = f"{name}_codes", name
-    for reader, index in readers:
-        reader.replace_input_with(index, new)
-    graph.insert_after(node, [gathered, product, total])
+    add_behind(site.output, product.outputs[0], "with_kept")
+    graph.insert_after(node, [gathered, product])  # before the sum, which is behind the site too
     return int(sum(value.const_value.nbytes for value in stored if value.const_value is not None))
 
 

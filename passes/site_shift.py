@@ -149,19 +149,19 @@ def shift_norm(model: ir.Model, node: ir.Node, shift: Callable[[], Array]) -> No
     drop_unread(old)
 
 
-def add_behind(output: ir.Value, constant: ir.Value, name: str) -> None:
-    """``Add(output, constant)`` for everything that read what a node gives.
+def add_behind(output: ir.Value, term: ir.Value, name: str) -> None:
+    """``Add(output, term)`` for everything that read what a node gives.
 
     Args:
         output: of a node; a result of the graph keeps its name.
-        constant: a weight of the same graph, broadcast over it.
+        term: broadcast over it; a weight of the same graph, or a value that is computed before.
         name: put behind that of the output, for the sum.
     """
     producer = output.producer()
     graph = None if producer is None else producer.graph
     if producer is None or graph is None:
         return
-    add = ir.node("Add", [output, constant])
+    add = ir.node("Add", [output, term])
     result = add.outputs[0]
     result.type, result.shape = output.type, output.shape
     result.name = unique_value_name(graph, f"{output.name}_{name}")
