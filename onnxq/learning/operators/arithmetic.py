@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from onnxq.learning.operators.table import Call, Result, Tensor, operator
+from onnxq.learning.operators.table import Call, Result, Tensor, of_two, operator
 from onnxq.learning.quantizers import round_through
 
 __all__: list[str] = []
@@ -49,13 +49,6 @@ for _name, _function in {
     operator(_name)(_unary(_function))
 
 
-def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Result]:
-    def compute(call: Call, a: Tensor, b: Tensor) -> Result:
-        return function(a, b)
-
-    return compute
-
-
 for _name, _pair in {
     "Add": torch.add,
     "Sub": torch.sub,
@@ -64,7 +57,7 @@ for _name, _pair in {
     "BitwiseOr": torch.bitwise_or,
     "BitwiseXor": torch.bitwise_xor,
 }.items():
-    operator(_name)(_binary(_pair))
+    operator(_name)(of_two(_pair))
 
 
 @operator("Div")

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from onnxq.learning.operators.table import Call, Result, Tensor, operator
+from onnxq.learning.operators.table import Call, Result, Tensor, of_two, operator
 
 __all__: list[str] = []
-
-
-def _compared(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Result]:
-    def compute(call: Call, a: Tensor, b: Tensor) -> Result:
-        return function(a, b)
-
-    return compute
 
 
 for _name, _function in {
@@ -28,7 +19,7 @@ for _name, _function in {
     "Or": torch.logical_or,
     "Xor": torch.logical_xor,
 }.items():
-    operator(_name)(_compared(_function))
+    operator(_name)(of_two(_function))
 
 
 @operator("Not")

@@ -11,7 +11,7 @@ import torch
 
 from onnxq.errors import UnsupportedGraph
 
-__all__ = ["Call", "Operator", "Result", "known_operators", "operator", "operator_of"]
+__all__ = ["Call", "Operator", "Result", "known_operators", "of_two", "operator", "operator_of"]
 
 Tensor = torch.Tensor
 Result = Any
@@ -77,6 +77,15 @@ def operator(*names: str, domain: str = "") -> Callable[[Operator], Operator]:
         return function
 
     return register
+
+
+def of_two(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+    """What computes an operator that is just this function of its two inputs."""
+
+    def compute(call: Call, a: Tensor, b: Tensor) -> Result:
+        return function(a, b)
+
+    return compute
 
 
 def operator_of(node: ir.Node) -> Operator | None:
