@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from onnxq.formats import parse_format
+from onnxq.passes.affine_pass import AffinePass
 from onnxq.passes.affine_points import PointPlan, learning_copy
 from onnxq.passes.base import Context
 
@@ -19,59 +20,7 @@ if TYPE_CHECKING:
     from onnxq.learning.reconstruction import BlockResult
     from onnxq.learning.torch_graph import TorchGraph
 
-__all__ = ["Learned", "LearningOptions", "learn_points"]
-
-
-class LearningOptions(Protocol):
-    """The fields of a pass that say how its maps are learned."""
-
-    @property
-    def weight_format(self) -> str:
-        """What weights are rounded to."""
-
-    @property
-    def activation_bits(self) -> int:
-        """What activations are rounded to."""
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether activations are rounded without a zero point."""
-
-    @property
-    def steps(self) -> int:
-        """Gradient steps for each block."""
-
-    @property
-    def batch(self) -> int:
-        """Samples for each step."""
-
-    @property
-    def samples(self) -> int:
-        """At most how many samples."""
-
-    @property
-    def rate(self) -> float:
-        """Learning rate."""
-
-    @property
-    def balance(self) -> float:
-        """Exponent the scales start from."""
-
-    @property
-    def clip(self) -> bool:
-        """Whether shares of ranges are learned."""
-
-    @property
-    def inputs(self) -> Literal["float", "quantized"]:
-        """What a block is learned on."""
-
-    @property
-    def seed(self) -> int:
-        """Of the order of samples."""
-
-    @property
-    def threads(self) -> int:
-        """Of torch."""
+__all__ = ["Learned", "learn_points"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +44,7 @@ def learn_points(
     model: ir.Model,
     plans: Sequence[PointPlan],
     points: Mapping[PointPlan, AffinePoint],
-    options: LearningOptions,
+    options: AffinePass,
     context: Context,
     heads: Mapping[PointPlan, HeadMap] | None = None,
 ) -> Learned:
@@ -147,7 +96,7 @@ def _learner(
     graph: TorchGraph,
     points: Sequence[AffinePoint],
     heads: Sequence[HeadMap],
-    options: LearningOptions,
+    options: AffinePass,
 ) -> AffineLearner:
     """What learns one block."""
     from onnxq.learning.affine import AffineLearner, AffineRates

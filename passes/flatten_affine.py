@@ -23,21 +23,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import CalibrationError, RecipeError, UnsupportedGraph
-from onnxq.formats import parse_format
+from onnxq.errors import UnsupportedGraph
 from onnxq.graph.activation_clip import record_clip
-from onnxq.graph.stage import Stage
 from onnxq.graph.versions import opset_of
 from onnxq.passes.affine_learning import Learned, learn_points
+from onnxq.passes.affine_pass import AffinePass
 from onnxq.passes.affine_points import PointPlan, find_points
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.kronecker_writing import FUNCTION_OPSET, insert_kronecker, unapply_kronecker
-from onnxq.passes.migration import Migration, find_migrations, refuse_calibrated, scale_channels
+from onnxq.passes.migration import Migration, find_migrations, scale_channels
 
 if TYPE_CHECKING:
     from onnxq.learning.affine import AffinePoint
@@ -46,7 +45,7 @@ __all__ = ["FlattenAffine"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FlattenAffine(Pass):
+class FlattenAffine(AffinePass):
     """Learn a map for every activation that linear sites of a layer read.
 
     Matches: MatMul and Gemm with a float weight of their own, in the layers of the main graph.
@@ -73,41 +72,12 @@ class FlattenAffine(Pass):
         threads: of torch; with one thread the same bytes come out every time.
     """
 
-    weight_format: str = "int4_g64"
-    activation_bits: int = 4
-    symmetric: bool = True
-    steps: int = 40
-    batch: int = 2
-    samples: int = 16
-    rate: float = 1e-2
     balance: float = 0.3
-    clip: bool = True
     inputs: Literal["float", "quantized"] = "float"
-    exclude: tuple[str, ...] = ()
-    seed: int = 0
-    threads: int = 1
-
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
-
-    def __post_init__(self) -> None:
-        """Refuse what no model could be run with, before any work."""
-        parse_format(self.weight_format)
-        if not 2 <= self.activation_bits <= 8:
-            raise RecipeError(f"activation_bits is {self.activation_bits}: it must be 2 to 8.")
-        if not 0.0 <= self.balance <= 1.0:
-            raise RecipeError(f"balance is {self.balance}: it is an exponent from 0 to 1.")
-        if self.steps < 0 or self.batch < 1 or self.samples < 1 or self.rate <= 0.0:
-            raise RecipeError("steps must not be negative; batch, samples and rate be above 0.")
-
-    @property
-    def needs_samples(self) -> bool:
-        """Whether anything is learned."""
-        return self.steps > 0
 
     def requires(self, model: ir.Model) -> None:
         """Raise unless the model is still in float and its opset can express the map."""
-        refuse_calibrated(model, "flatten_affine")
+        super().requires(model)
         if opset_of(model) < FUNCTION_OPSET:
             raise UnsupportedGraph(
                 f"KroneckerMatMul needs opset {FUNCTION_OPSET}, and the model has "
@@ -123,11 +93,7 @@ class FlattenAffine(Pass):
         """
         if not self.steps:
             return PassReport(modified=False, notes=("steps is 0: nothing was learned",))
-        if context.samples is None:
-            raise CalibrationError(
-                "flatten_affine learns on samples, and the recipe was run without data: give some "
-                "(a folder of .npz files, texts, images or audio), or leave the pass out."
-            )
+        self.require_samples(context)
         plans, reasons = find_points(model, exclude=self.exclude)
         if not plans:
             sites = tuple(SiteReport(site=name, reason=why) for name, why in reasons.items())

@@ -29,22 +29,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import CalibrationError, RecipeError
-from onnxq.formats import parse_format
+from onnxq.errors import RecipeError
 from onnxq.graph.activation_clip import record_clip
 from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import find_sites
-from onnxq.graph.stage import Stage
 from onnxq.passes.affine_heads import HeadPlan, fold_heads, head_map, plan_heads
 from onnxq.passes.affine_learning import Learned, learn_points
+from onnxq.passes.affine_pass import AffinePass
 from onnxq.passes.affine_points import PointPlan, find_points
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
-from onnxq.passes.migration import Migration, find_migrations, refuse_calibrated, scale_channels
+from onnxq.passes.base import Context, PassReport, SiteReport
+from onnxq.passes.migration import Migration, find_migrations, scale_channels
 from onnxq.passes.migration_shift import shift_channels, unshiftable
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ _ONCE = "an affine map was migrated here already"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MigrateAffine(Pass):
+class MigrateAffine(AffinePass):
     """Learn a diagonal, or a matrix for each head, between producers and the sites behind them.
 
     Matches: MatMul and Gemm with a float weight of their own, in the layers of the main graph,
@@ -89,46 +88,15 @@ class MigrateAffine(Pass):
         threads: of torch; with one thread the same bytes come out every time.
     """
 
-    weight_format: str = "int4_g64"
-    activation_bits: int = 4
-    symmetric: bool = True
-    steps: int = 40
-    batch: int = 2
-    samples: int = 16
-    rate: float = 1e-2
-    balance: float = 0.5
     stability: float = 0.1
     shift: bool = True
-    clip: bool = True
-    inputs: Literal["float", "quantized"] = "quantized"
     through_cache: bool = False
-    exclude: tuple[str, ...] = ()
-    seed: int = 0
-    threads: int = 1
-
-    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
-    gives_stage: ClassVar[Stage | None] = Stage.TRANSFORMED
 
     def __post_init__(self) -> None:
         """Refuse what no model could be run with, before any work."""
-        parse_format(self.weight_format)
-        if not 2 <= self.activation_bits <= 8:
-            raise RecipeError(f"activation_bits is {self.activation_bits}: it must be 2 to 8.")
-        if not 0.0 <= self.balance <= 1.0:
-            raise RecipeError(f"balance is {self.balance}: it is an exponent from 0 to 1.")
+        super().__post_init__()
         if not self.stability > 0.0:
             raise RecipeError(f"stability is {self.stability}: it must be above 0.")
-        if self.steps < 0 or self.batch < 1 or self.samples < 1 or self.rate <= 0.0:
-            raise RecipeError("steps must not be negative; batch, samples and rate be above 0.")
-
-    @property
-    def needs_samples(self) -> bool:
-        """Whether anything is learned."""
-        return self.steps > 0
-
-    def requires(self, model: ir.Model) -> None:
-        """Raise unless the model is still in float."""
-        refuse_calibrated(model, "migrate_affine")
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Learn on a copy, layer by layer; then fold what was learned.
@@ -138,11 +106,7 @@ class MigrateAffine(Pass):
         """
         if not self.steps:
             return PassReport(modified=False, notes=("steps is 0: nothing was learned",))
-        if context.samples is None:
-            raise CalibrationError(
-                "migrate_affine learns on samples, and the recipe was run without data: give some "
-                "(a folder of .npz files, texts, images or audio), or leave the pass out."
-            )
+        self.require_samples(context)
         infer_shapes(model)
         plans, reasons = find_points(model, exclude=self.exclude)
         heads, stay = plan_heads(model, plans, through_cache=self.through_cache)
