@@ -79,10 +79,10 @@ def operator(*names: str, domain: str = "") -> Callable[[Operator], Operator]:
     return register
 
 
-def of_two(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+def of_two(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Operator:
     """What computes an operator that is just this function of its two inputs."""
 
-    def compute(call: Call, a: Tensor, b: Tensor) -> Result:
+    def compute(call: Call, a: torch.Tensor, b: torch.Tensor) -> Result:
         return function(a, b)
 
     return compute
