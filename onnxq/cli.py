@@ -5,19 +5,15 @@ Exit codes: 0 done; 1 refused, with the reason on standard error; 2 wrong usage.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import rich.console
-import rich.progress
 import typer
 
+from onnxq import listing
+from onnxq.console import Json, progress_bars, say_error, show
 from onnxq.errors import OnnxqError, UsageError
-from onnxq.passes.base import Progress
 from onnxq.quality import METRICS
 
 app = typer.Typer(
@@ -26,10 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-_output = rich.console.Console()
-_errors = rich.console.Console(stderr=True)
+app.add_typer(listing.app)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Model = Annotated[Path, typer.Argument(help="An ONNX file, or a folder that holds one.")]
 Data = Annotated[
     Path | None,
@@ -47,41 +41,8 @@ def main() -> None:
         app()
     except OnnxqError as error:
         is_usage = isinstance(error, UsageError)
-        said = "wrong usage" if is_usage else "refused"
-        _errors.print(f"[bold red]{said}[/] {type(error).__name__}", highlight=False)
-        _errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        for note in getattr(error, "__notes__", ()):
-            _errors.print(note, markup=False, highlight=False, soft_wrap=True)
+        say_error(error, "wrong usage" if is_usage else "refused")
         sys.exit(2 if is_usage else 1)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar per kind of work on standard error, with the time left."""
-    with rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=_errors,
-        transient=True,
-    ) as bars:
-        tasks: dict[str, rich.progress.TaskID] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(tasks[what], completed=done, total=total or None)
-
-        yield advance
-
-
-def _show(value: Any, as_json: bool, render: Any) -> None:
-    """Print plain values as JSON, or through ``render(console, value)`` as a table."""
-    if as_json:
-        sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
-    else:
-        render(_output, value)
 
 
 @app.command()
@@ -96,10 +57,10 @@ def export(
     from onnxq import export as room
     from onnxq import tables
 
-    with _progress() as progress:
+    with progress_bars() as progress:
         progress(f"export {source}", 0, 0)  # exporters do not tell how far they are
         exported = room.export_model(source, out, task=task, overwrite=overwrite)
-    _show(tables.exported_values(exported), as_json, tables.exported)
+    show(tables.exported_values(exported), as_json, tables.exported)
 
 
 @app.command()
@@ -123,7 +84,7 @@ def quantize(
     """Quantize a model by a recipe and write a verified artifact."""
     from onnxq import api, tables
 
-    with _progress() as progress:
+    with progress_bars() as progress:
         quantized = api.quantize(
             model,
             recipe,
@@ -138,7 +99,7 @@ def quantize(
             progress=progress,
         )
     assert quantized.artifact is not None
-    _show(dict(quantized.artifact.report), as_json, tables.artifact)
+    show(dict(quantized.artifact.report), as_json, tables.artifact)
 
 
 @app.command()
@@ -151,7 +112,7 @@ def inspect(
     from onnxq import tables
     from onnxq.graph import describe, load
 
-    _show(
+    show(
         describe(load(model)),
         as_json,
         lambda console, value: tables.description(console, value, all_sites=sites),
@@ -171,9 +132,9 @@ def compare(
     """Run two models on the same inputs and measure how far apart they are."""
     from onnxq import api, tables
 
-    with _progress() as progress:
+    with progress_bars() as progress:
         comparison = api.compare(reference, candidate, data, layers=layers, progress=progress)
-    _show(comparison.to_dict(), as_json, tables.comparison)
+    show(comparison.to_dict(), as_json, tables.comparison)
 
 
 @app.command()
@@ -224,7 +185,7 @@ def evaluate(
         "blank": blank,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    with _progress() as progress:
+    with progress_bars() as progress:
         result = api.evaluate(
             model,
             metric=metric,
@@ -238,7 +199,7 @@ def evaluate(
             progress=progress,
             **options,
         )
-    _show(result.to_dict(), as_json, tables.evaluation)
+    show(result.to_dict(), as_json, tables.evaluation)
 
 
 @app.command()
@@ -261,7 +222,7 @@ def outliers(
     from onnxq import tables
     from onnxq.outliers import outlier_rows
 
-    with _progress() as progress:
+    with progress_bars() as progress:
         progress("measure outliers", 0, 0)
         rows = outlier_rows(
             model,
@@ -273,7 +234,7 @@ def outliers(
             window=window,
             limit=limit,
         )
-    _show(rows, as_json, tables.outliers)
+    show(rows, as_json, tables.outliers)
 
 
 @app.command()
@@ -287,51 +248,9 @@ def bench(
     """Measure latency (alternating), tokens per second, memory, size and bits per weight."""
     from onnxq import api, tables
 
-    with _progress() as progress:
+    with progress_bars() as progress:
         rows = api.bench(models, data, rounds=rounds, threads=threads, progress=progress)
-    _show(rows, as_json, tables.bench)
-
-
-@app.command()
-def recipes(as_json: Json = False) -> None:
-    """List the presets."""
-    from onnxq import tables
-    from onnxq.passes.recipe import load_recipe, preset_names
-
-    rows = [load_recipe(name).to_dict() for name in preset_names()]
-    _show(rows, as_json, tables.recipes)
-
-
-@app.command()
-def passes(as_json: Json = False) -> None:
-    """List the passes, their promises and their options."""
-    from onnxq import catalog, tables
-
-    _show(catalog.pass_values(), as_json, tables.passes)
-
-
-@app.command()
-def solvers(as_json: Json = False) -> None:
-    """List the solvers, what they need of calibration data, and their options."""
-    from onnxq import catalog, tables
-
-    _show(catalog.solver_values(), as_json, tables.solvers)
-
-
-@app.command()
-def formats(as_json: Json = False) -> None:
-    """List the weight formats with bits per weight."""
-    from onnxq import catalog, tables
-
-    _show(catalog.format_values(), as_json, tables.formats)
-
-
-@app.command()
-def models(as_json: Json = False) -> None:
-    """List the real models and data sets that examples and results use."""
-    from onnxq import catalog, tables
-
-    _show(catalog.zoo_values(), as_json, tables.zoo)
+    show(rows, as_json, tables.bench)
 
 
 @app.command()
@@ -343,6 +262,6 @@ def demo(
     from onnxq import tables
     from onnxq.demo import run_demo
 
-    with _progress() as progress:
+    with progress_bars() as progress:
         rows = run_demo(folder, progress)
-    _show(rows, as_json, tables.demo)
+    show(rows, as_json, tables.demo)

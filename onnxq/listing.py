@@ -1,0 +1,53 @@
+"""Verbs of the command line that list what there is to choose from."""
+
+from __future__ import annotations
+
+import typer
+
+from onnxq.console import Json, show
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the presets."""
+    from onnxq import tables
+    from onnxq.passes.recipe import load_recipe, preset_names
+
+    rows = [load_recipe(name).to_dict() for name in preset_names()]
+    show(rows, as_json, tables.recipes)
+
+
+@app.command()
+def passes(as_json: Json = False) -> None:
+    """List the passes, their promises and their options."""
+    from onnxq import catalog, tables
+
+    show(catalog.pass_values(), as_json, tables.passes)
+
+
+@app.command()
+def solvers(as_json: Json = False) -> None:
+    """List the solvers, what they need of calibration data, and their options."""
+    from onnxq import catalog, tables
+
+    show(catalog.solver_values(), as_json, tables.solvers)
+
+
+@app.command()
+def formats(as_json: Json = False) -> None:
+    """List the weight formats with bits per weight."""
+    from onnxq import catalog, tables
+
+    show(catalog.format_values(), as_json, tables.formats)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the real models and data sets that examples and results use."""
+    from onnxq import catalog, tables
+
+    show(catalog.zoo_values(), as_json, tables.zoo)
