@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from onnxq.formats import parse_format
+from onnxq.formats import parse_integers
 from onnxq.passes.affine_pass import AffinePass
 from onnxq.passes.affine_points import PointPlan, learning_copy
 from onnxq.passes.base import Context
@@ -105,7 +105,7 @@ def _learner(
     return AffineLearner(
         graph,
         points,
-        weights=WeightQuantizer(fmt=parse_format(options.weight_format)),
+        weights=WeightQuantizer(fmt=parse_integers(options.weight_format)),
         activations=TokenQuantizer(bits=options.activation_bits, symmetric=options.symmetric),
         rates=AffineRates(
             matrix=options.rate,

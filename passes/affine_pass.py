@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from onnxq.errors import RecipeError
-from onnxq.formats import parse_format
+from onnxq.formats import parse_integers
 from onnxq.graph.stage import Stage
 from onnxq.passes.base import Context
 from onnxq.passes.float_transform import FloatTransform
@@ -55,7 +55,7 @@ class AffinePass(FloatTransform):
 
     def __post_init__(self) -> None:
         """Refuse what no model could be run with, before any work."""
-        parse_format(self.weight_format)
+        parse_integers(self.weight_format)
         if not 2 <= self.activation_bits <= 8:
             raise RecipeError(f"activation_bits is {self.activation_bits}: it must be 2 to 8.")
         if not 0.0 <= self.balance <= 1.0:

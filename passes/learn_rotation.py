@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import onnx_ir as ir
 
 from onnxq.errors import RecipeError
-from onnxq.formats import parse_format
+from onnxq.formats import parse_integers
 from onnxq.numerics.rotation import KINDS
 from onnxq.passes.affine_points import find_points, learning_copy
 from onnxq.passes.base import Context, PassReport, SiteReport
@@ -100,7 +100,7 @@ class LearnRotation(FloatTransform):
 
     def __post_init__(self) -> None:
         """Refuse what no model could be run with, before any work."""
-        parse_format(self.weight_format)
+        parse_integers(self.weight_format)
         for kind in (self.start, self.start_heads):
             if kind != "none" and kind not in KINDS:
                 raise RecipeError(
@@ -199,7 +199,7 @@ class LearnRotation(FloatTransform):
             values=values,
             readers=[Reader(s.weight.name or "", s.in_axis == 0) for s in read if s.weight],
             points=points,
-            weight_quantizer=WeightQuantizer(fmt=parse_format(self.weight_format)),
+            weight_quantizer=WeightQuantizer(fmt=parse_integers(self.weight_format)),
             activation_quantizer=TokenQuantizer(
                 bits=self.activation_bits, symmetric=self.symmetric
             ),

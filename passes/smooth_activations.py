@@ -36,7 +36,7 @@ import onnx_ir as ir
 from onnxq.calibration.channel_profile import ChannelProfile, profile_channels
 from onnxq.calibration.samples import Samples
 from onnxq.errors import RecipeError
-from onnxq.formats import parse_format
+from onnxq.formats import parse_integers
 from onnxq.graph.sites import Site, find_sites
 from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.float_transform import FloatTransform
@@ -113,7 +113,7 @@ class SmoothActivations(FloatTransform):
 
     def __post_init__(self) -> None:
         """Refuse what no model could be run with, before any work."""
-        parse_format(self.format)
+        parse_integers(self.format)
         if isinstance(self.alpha, float | int) and not 0.0 <= self.alpha <= 1.0:
             raise RecipeError(f"alpha is {self.alpha}: it is an exponent between 0 and 1.")
         if self.alpha is not None and self.objective in ("gain", "percentile"):
@@ -189,7 +189,7 @@ class SmoothActivations(FloatTransform):
             objective=self.objective,
             alpha=None if alpha == "search" else alpha,
             percentile=self.percentile,
-            fmt=parse_format(self.format),
+            fmt=parse_integers(self.format),
             activation_bits=self.activation_bits,
             granularity=self.granularity,
             search=self.search,

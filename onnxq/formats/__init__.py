@@ -1,20 +1,25 @@
 """What stored bits mean: pure ``encode`` and ``decode``, granularities, names and packing."""
 
+from onnxq.formats.base import Arrays, Format, Grid, SideGrid, VectorFormat
 from onnxq.formats.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor
 from onnxq.formats.nbits import encode_matmul_nbits, matmul_nbits_block, matmul_nbits_layout
 from onnxq.formats.packing import pack_codes, packed_size, unpack_codes
-from onnxq.formats.parse import Format, format_names, parse_format
-from onnxq.formats.uniform import Arrays, IntFormat
+from onnxq.formats.parse import FAMILIES, format_names, parse_format, parse_integers
+from onnxq.formats.uniform import IntFormat
 
 __all__ = [
+    "FAMILIES",
     "Arrays",
     "Format",
     "Granularity",
+    "Grid",
     "IntFormat",
     "PerBlock",
     "PerChannel",
     "PerGroup",
     "PerTensor",
+    "SideGrid",
+    "VectorFormat",
     "encode_matmul_nbits",
     "format_names",
     "matmul_nbits_block",
@@ -22,5 +27,6 @@ __all__ = [
     "pack_codes",
     "packed_size",
     "parse_format",
+    "parse_integers",
     "unpack_codes",
 ]

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import FormatError
+from onnxq.formats.base import check_weight
 from onnxq.formats.granularity import PerBlock, PerGroup
 from onnxq.formats.packing import pack_codes
-from onnxq.formats.uniform import IntFormat, check_weight
+from onnxq.formats.uniform import IntFormat
 from onnxq.numerics.rounding import MINMAX, pack_groups
 
 __all__ = ["encode_matmul_nbits", "matmul_nbits_block", "matmul_nbits_layout"]

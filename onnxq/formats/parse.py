@@ -1,6 +1,7 @@
 """Formats by name: ``int4_g128_asym`` and back.
 
-The grammar is ``int<bits>[_tensor | _channel | _g<size> | _b<rows>x<columns>][_asym][_pos][_f16]``
+Each family reads its own names (`FAMILIES`). The grammar of integers is
+``int<bits>[_tensor | _channel | _g<size> | _b<rows>x<columns>][_asym][_pos][_f16]``
 where bits are 1 to 8. No granularity means ``channel``.
 """
 
@@ -10,13 +11,14 @@ import difflib
 import re
 
 from onnxq.errors import FormatError
+from onnxq.formats.base import Format, VectorFormat
 from onnxq.formats.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor
 from onnxq.formats.uniform import IntFormat
 
-__all__ = ["Format", "format_names", "parse_format"]
+__all__ = ["FAMILIES", "format_names", "parse_format", "parse_integers"]
 
-Format = IntFormat
-"""Every format; they share ``encode``, ``decode``, ``pack``, ``unpack``, ``bits_per_weight``."""
+FAMILIES: tuple[type[VectorFormat], ...] = ()
+"""Formats other than integers; each reads its own names."""
 
 _GRAMMAR = re.compile(
     r"int(?P<bits>[1-8])"
@@ -32,9 +34,28 @@ def parse_format(text: str) -> Format:
     Raises:
         FormatError: the name is not a format; the message names the nearest one that is.
     """
+    for family in FAMILIES:
+        if (found := family.parse(text)) is not None:
+            return found
     match = _GRAMMAR.fullmatch(text)
     if match is None:
         raise FormatError(_no_such_format(text))
+    return _integers(match)
+
+
+def parse_integers(text: str) -> IntFormat:
+    """The integer format of this name, for what rounds in even steps only.
+
+    Raises:
+        FormatError: the name is not a format, or is one of points.
+    """
+    fmt = parse_format(text)
+    if isinstance(fmt, IntFormat):
+        return fmt
+    raise FormatError(f"{text!r} is no integer format, which is asked for here: try 'int4_g128'.")
+
+
+def _integers(match: re.Match[str]) -> IntFormat:
     return IntFormat(
         bits=int(match["bits"]),
         symmetric=match["asym"] is None,
@@ -46,13 +67,15 @@ def parse_format(text: str) -> Format:
 
 def format_names() -> list[str]:
     """Names in common use, for suggestions and listings; the grammar allows more."""
+    points = [name for family in FAMILIES for name in family.names()]
     spans = ["tensor", "channel", "g16", "g32", "g64", "g128", "g256", "b128x128"]
-    return [
+    integers = [
         f"int{bits}{span}{asym}"
         for bits in range(1, 9)
         for span in ["", *(f"_{span}" for span in spans)]
         for asym in ("", "_asym")
     ]
+    return integers + points
 
 
 def _granularity(match: re.Match[str]) -> Granularity:

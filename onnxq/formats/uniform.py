@@ -14,15 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import FormatError
+from onnxq.formats.base import Arrays, check_weight
 from onnxq.formats.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor
 from onnxq.formats.packing import pack_codes, packed_size, unpack_codes
 from onnxq.numerics.rounding import MINMAX, Rounded, Rounding, round_groups
 from onnxq.numerics.whole import round_whole
 
-__all__ = ["Arrays", "IntFormat"]
-
-Arrays = dict[str, npt.NDArray[Any]]
-"""Arrays of the closed vocabulary: here ``codes``, ``scales`` and, when asymmetric, ``zeros``."""
+__all__ = ["IntFormat"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,21 +202,3 @@ class IntFormat:
         codes = rounded.codes.reshape(down, across, block.rows, block.columns).swapaxes(1, 2)
         codes = np.ascontiguousarray(codes.reshape(padded.shape)[:rows, :columns])
         return Rounded(codes, rounded.scales, rounded.zeros)
-
-
-def check_weight(weight: npt.NDArray[Any]) -> None:
-    """Raise `FormatError` unless ``weight`` is a matrix of floats with something in it."""
-    if weight.ndim != 2:
-        raise FormatError(
-            f"a weight of shape {list(weight.shape)} is not a matrix [rows, columns]: "
-            "reshape it so that rows are output features."
-        )
-    if weight.size == 0:
-        raise FormatError(
-            f"a weight of shape {list(weight.shape)} is empty: there is nothing to quantize; "
-            "leave it as it is."
-        )
-    if weight.dtype.kind != "f" and weight.dtype.name != "bfloat16":
-        raise FormatError(
-            f"a weight of type {weight.dtype.name} is not of floats: it may be quantized already."
-        )

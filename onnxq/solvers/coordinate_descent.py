@@ -19,12 +19,12 @@ from typing import Literal
 import array_api_compat
 
 from onnxq.errors import FormatError
-from onnxq.formats import Arrays, Format
+from onnxq.formats import Arrays, IntFormat
 from onnxq.numerics.coordinate_descent import CodeGrid, descend
 from onnxq.numerics.grid_costs import Array, spread_groups
 from onnxq.solvers.gptq import gptq
 from onnxq.solvers.grids import Search, rows_per_scale
-from onnxq.solvers.inputs import checked_inputs
+from onnxq.solvers.inputs import checked_inputs, require_integers
 from onnxq.solvers.nearest import nearest
 from onnxq.solvers.refit_scales import refit_scales
 from onnxq.solvers.statistics import Statistics
@@ -49,7 +49,7 @@ Fitting = Literal["fixed", "refit"]
 
 def coordinate_descent(
     weight: Array,
-    fmt: Format,
+    fmt: IntFormat,
     statistics: Statistics | None = None,
     *,
     seed: int = 0,
@@ -89,6 +89,7 @@ def coordinate_descent(
             a weight that cannot be stored (see `IntFormat.encode`).
     """
     del seed
+    require_integers("coordinate_descent", fmt)
     check_descent("coordinate_descent", order, sweeps)
     if scales not in ("fixed", "refit"):
         raise FormatError(f"scales is {scales!r}; choose 'fixed' or 'refit'.")
@@ -110,7 +111,7 @@ class CodeStep:
     """The best codes for given scales, one at a time: a step that never raises the objective."""
 
     weight: Array
-    fmt: Format
+    fmt: IntFormat
     statistics: Statistics
     _: dataclasses.KW_ONLY
     order: Descent
@@ -151,7 +152,7 @@ def alternate(
 def start_from(
     start: Start,
     weight: Array,
-    fmt: Format,
+    fmt: IntFormat,
     statistics: Statistics | None,
     *,
     search: Search,
@@ -197,7 +198,7 @@ def damped(hessian: Array, damping: float) -> Array:
     return plain + added * xp.eye(size, dtype=xp.float32, device=device)
 
 
-def code_grid(fmt: Format, arrays: Arrays, rows: int) -> CodeGrid:
+def code_grid(fmt: IntFormat, arrays: Arrays, rows: int) -> CodeGrid:
     """What the codes of ``arrays`` stand for, with scales and zeros of its own for every row."""
     xp = array_api_compat.array_namespace(arrays["codes"])
     span = rows_per_scale(fmt, rows)

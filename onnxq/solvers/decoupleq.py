@@ -24,7 +24,7 @@ from __future__ import annotations
 import array_api_compat
 
 from onnxq.errors import FormatError
-from onnxq.formats import Arrays, Format
+from onnxq.formats import Arrays, IntFormat
 from onnxq.numerics.coordinate_descent import SLACK
 from onnxq.numerics.grid_costs import Array, spread_groups
 from onnxq.solvers.coordinate_descent import (
@@ -37,7 +37,7 @@ from onnxq.solvers.coordinate_descent import (
     start_from,
 )
 from onnxq.solvers.grids import Search, rows_per_scale
-from onnxq.solvers.inputs import checked_inputs
+from onnxq.solvers.inputs import checked_inputs, require_integers
 from onnxq.solvers.refit_scales import refit_scales
 from onnxq.solvers.statistics import Statistics
 
@@ -46,7 +46,7 @@ __all__ = ["decoupleq", "fit_float_part", "refit_zeros"]
 
 def decoupleq(
     weight: Array,
-    fmt: Format,
+    fmt: IntFormat,
     statistics: Statistics | None = None,
     *,
     seed: int = 0,
@@ -81,6 +81,7 @@ def decoupleq(
             a weight that cannot be stored (see `IntFormat.encode`).
     """
     del seed
+    require_integers("decoupleq", fmt)
     check_descent("decoupleq", order, sweeps)
     if rounds < 0:
         raise FormatError(f"decoupleq was given {rounds} rounds; it needs 0 or more.")
@@ -97,12 +98,12 @@ def decoupleq(
     return alternate(arrays, codes, float_part, rounds)
 
 
-def fit_float_part(weight: Array, arrays: Arrays, fmt: Format, statistics: Statistics) -> Arrays:
+def fit_float_part(weight: Array, arrays: Arrays, fmt: IntFormat, statistics: Statistics) -> Arrays:
     """The arrays with better zeros, where the format has any, and then better scales."""
     return refit_scales(weight, refit_zeros(weight, arrays, fmt, statistics), fmt, statistics)
 
 
-def refit_zeros(weight: Array, arrays: Arrays, fmt: Format, statistics: Statistics) -> Arrays:
+def refit_zeros(weight: Array, arrays: Arrays, fmt: IntFormat, statistics: Statistics) -> Arrays:
     """Set every zero point in turn to the best whole number, codes and scales given.
 
     With S ``[columns, groups]`` telling which columns are in which group and e = ŵ − w, a zero

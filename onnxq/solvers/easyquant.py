@@ -21,10 +21,11 @@ import array_api_compat
 import numpy as np
 
 from onnxq.errors import FormatError
-from onnxq.formats import Arrays, Format
-from onnxq.formats.uniform import check_weight
+from onnxq.formats import Arrays, IntFormat
+from onnxq.formats.base import check_weight
 from onnxq.numerics.grid_costs import Array
 from onnxq.solvers.grids import choose_grid, group_costs, round_on_grid
+from onnxq.solvers.inputs import require_integers
 from onnxq.solvers.statistics import Statistics
 
 __all__ = ["easyquant", "split_outliers"]
@@ -32,7 +33,7 @@ __all__ = ["easyquant", "split_outliers"]
 
 def easyquant(
     weight: Array,
-    fmt: Format,
+    fmt: IntFormat,
     statistics: Statistics | None = None,
     *,
     seed: int = 0,
@@ -57,6 +58,7 @@ def easyquant(
             above 0.
     """
     del statistics, seed
+    require_integers("easyquant", fmt)
     if isinstance(weight, np.ndarray):
         check_weight(weight)
     plain, plain_zeros = choose_grid(weight, fmt, threads=threads)

@@ -13,6 +13,9 @@ the weights D: on SmolLM2-135M at 3 and 4 bits in groups of 128 that lowers the 
 sum is at most Σ D_i s_i²/4 for each row.
 Run last column to first it is Babai's nearest-plane algorithm on the lattice of H (Chen et al.,
 "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm", arXiv:2507.18553).
+
+Formats whose codes are points (tables, codebooks, trellises) are rounded the same way, some columns
+at a time: LDLQ (`onnxq.solvers.ldlq`). They choose their scales and tables by themselves.
 """
 
 from __future__ import annotations
@@ -24,12 +27,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import FormatError
-from onnxq.formats import Arrays, Format, PerBlock, PerGroup
+from onnxq.formats import Arrays, Format, IntFormat, PerBlock, PerGroup, VectorFormat
 from onnxq.numerics.column_rounding import columns_of
 from onnxq.numerics.linalg import factor_hessian
 from onnxq.solvers.column_order import Order, blocks_of_groups, column_order
 from onnxq.solvers.grids import Search, choose_grid
-from onnxq.solvers.inputs import checked_inputs, to_numpy
+from onnxq.solvers.inputs import checked_inputs, require_integers, to_numpy
+from onnxq.solvers.ldlq import ldlq_points
 from onnxq.solvers.statistics import Statistics
 
 __all__ = ["GroupScales", "gptq"]
@@ -57,12 +61,12 @@ def gptq(
         weight: ``[rows, columns]`` = ``[out, in]``, a float type; NumPy, or torch on any device.
         fmt: the format to store it in.
         statistics: of the inputs of the layer; only the Hessian is used.
-        seed: not used, nothing is random; every solver takes it.
+        seed: of what formats of points choose at random; not used for integers.
         threads: of the kernel; the result does not depend on it.
         damping: λ as a part of the mean diagonal of H; grows where H is still singular.
         order: of the columns, see `onnxq.solvers.column_order`. Codes stay in their places. With
             ``updated`` scales of groups, groups are ordered as wholes and columns inside them.
-        search: how scales are chosen, see `onnxq.numerics.scale_search`.
+        search: how scales of integers are chosen, see `onnxq.numerics.scale_search`.
         group_scales: ``updated`` chooses the scale of a group when it is reached, from what its
             columns have become; ``static`` chooses all of them from the weight as it is, which
             leaves the order free. The same thing where a row has one scale.
@@ -75,10 +79,13 @@ def gptq(
         FormatError: no statistics, statistics of another layer, an option that does not exist, or
             a weight that cannot be stored (see `IntFormat.encode`).
     """
-    del seed
     if group_scales not in ("static", "updated"):
         raise FormatError(f"group_scales is {group_scales!r}; choose 'static' or 'updated'.")
     weight, hessian = checked_inputs("gptq", weight, statistics)
+    if isinstance(fmt, VectorFormat):
+        how: Any = {"damping": damping, "order": order, "threads": threads, "block": block}
+        return ldlq_points(weight, fmt, hessian, seed=seed, **how)
+    fmt = require_integers("gptq", fmt)
     xp = array_api_compat.array_namespace(weight, hessian)
     grouped = isinstance(fmt.granularity, PerGroup | PerBlock)
     updated = grouped and group_scales == "updated"
@@ -109,7 +116,7 @@ def gptq(
 class _Scales:
     """The scales and zero points of a weight, chosen group after group or all at once."""
 
-    def __init__(self, fmt: Format, search: Search, threads: int | None, weight: Array) -> None:
+    def __init__(self, fmt: IntFormat, search: Search, threads: int | None, weight: Array) -> None:
         self._fmt, self._search, self._threads = fmt, search, threads
         self._rows, columns = weight.shape
         self._xp = array_api_compat.array_namespace(weight)

@@ -6,8 +6,8 @@ import array_api_compat
 import numpy as np
 
 from onnxq.errors import FormatError
-from onnxq.formats import Arrays, Format, PerBlock, PerTensor
-from onnxq.formats.uniform import check_weight
+from onnxq.formats import Arrays, IntFormat, PerBlock, PerTensor
+from onnxq.formats.base import check_weight
 from onnxq.numerics.grid_costs import Array, GridCosts, kernel_readable
 from onnxq.numerics.rounding import MINMAX, MSE_GRID
 from onnxq.numerics.scale_search import (
@@ -24,7 +24,7 @@ __all__ = ["Search", "choose_grid", "importance_of", "round_on_grid", "rows_per_
 
 def choose_grid(
     weight: Array,
-    fmt: Format,
+    fmt: IntFormat,
     *,
     search: Search = "minmax",
     importance: Array | None = None,
@@ -71,7 +71,7 @@ def choose_grid(
 
 def round_on_grid(
     weight: Array,
-    fmt: Format,
+    fmt: IntFormat,
     scales: Array,
     zeros: Array | None = None,
     *,
@@ -97,7 +97,7 @@ def round_on_grid(
 
 def group_costs(
     weight: Array,
-    fmt: Format,
+    fmt: IntFormat,
     scales: Array,
     zeros: Array | None = None,
     *,
@@ -148,7 +148,7 @@ def importance_of(statistics: Statistics | None, columns: int) -> Array | None:
     return xp.clip(diagonal, 0.0, None)
 
 
-def rows_per_scale(fmt: Format, rows: int) -> int:
+def rows_per_scale(fmt: IntFormat, rows: int) -> int:
     """How many rows of a weight with ``rows`` of them share a scale."""
     if isinstance(fmt.granularity, PerTensor):
         return rows

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import FormatError
-from onnxq.formats.uniform import check_weight
+from onnxq.formats import Format, IntFormat
+from onnxq.formats.base import check_weight
 from onnxq.solvers.statistics import Statistics
 
-__all__ = ["check_columns", "checked_inputs", "to_numpy"]
+__all__ = ["check_columns", "checked_inputs", "require_integers", "to_numpy"]
 
 Array = npt.NDArray[Any]
 
@@ -47,6 +48,20 @@ def checked_inputs(
             "look at how the model was trained or exported, or leave this weight in float"
         )
     return weight, statistics.hessian
+
+
+def require_integers(solver: str, fmt: Format) -> IntFormat:
+    """The format, known to be of integers.
+
+    Raises:
+        FormatError: it is another; the message says which solvers take it.
+    """
+    if isinstance(fmt, IntFormat):
+        return fmt
+    raise FormatError(
+        f"{solver} chooses integer codes, and {fmt} has none: use nearest, gptq or gptaq, which "
+        "take every format, or the solver of its family (see docs/solvers.md)."
+    )
 
 
 def check_columns(weight: Array, statistics: Statistics) -> None:

@@ -12,33 +12,22 @@ grids (Tseng et al., QuIP#, arXiv:2402.04396, section 4.1). With scalar grids it
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import array_api_compat
+import numpy as np
 import numpy.typing as npt
 
+from onnxq.errors import FormatError
+from onnxq.formats import Arrays, Grid, VectorFormat
 from onnxq.numerics.column_rounding import columns_of
-from onnxq.numerics.linalg import Factor
+from onnxq.numerics.linalg import Factor, factor_hessian
+from onnxq.solvers.column_order import Order, column_order
+from onnxq.solvers.inputs import to_numpy
 
-__all__ = ["Grid", "ScalarGrid", "ldlq"]
+__all__ = ["ScalarGrid", "ldlq", "ldlq_points"]
 
 Array = npt.NDArray[Any]
-
-
-class Grid(Protocol):
-    """The points that a few neighbouring columns may take."""
-
-    @property
-    def width(self) -> int:
-        """Columns rounded together; divides the columns of the weight."""
-
-    def round(self, values: Array, start: int) -> tuple[Array, Array]:
-        """Codes ``[rows, any]`` and points ``[rows, width]`` nearest to ``values``.
-
-        Args:
-            values: ``[rows, width]``.
-            start: the first of these columns, in the order in which they are rounded.
-        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +88,75 @@ def ldlq(
             columns.round(begin, end, grid.scales, grid.zeros, grid.group[begin:end])
         return columns.codes()
     return _on_any_grid(weight, factor, grid, block)
+
+
+def ldlq_points(
+    weight: Array,
+    fmt: VectorFormat,
+    hessian: Array,
+    *,
+    damping: float,
+    order: Order,
+    seed: int = 0,
+    threads: int | None = None,
+    block: int = 128,
+) -> Arrays:
+    """Round to the points of a format: GPTQ where points are numbers, QuIP#'s LDLQ where vectors.
+
+    Args:
+        weight: ``[rows, columns]``, finite, float32; NumPy or torch, rounded by NumPy.
+        fmt: chooses what codes share from the weight, with the variances D as weights of squared
+            errors.
+        hessian: H, ``[columns, columns]``.
+        damping: see `factor_hessian`.
+        order: of runs of as many columns as the grid rounds together, which stay together.
+        seed: of what the format chooses at random.
+        threads: of kernels; the result does not depend on it.
+        block: columns between two matrix products.
+
+    Returns:
+        The arrays of ``fmt.encode``.
+
+    Raises:
+        FormatError: the format refuses the shape, or an order that does not exist.
+    """
+    weight, hessian = fmt.checked(to_numpy(weight)), to_numpy(hessian)
+    natural = factor_hessian(hessian, damping=damping, exact=False, threads=threads)
+    grid = fmt.grid(weight, importance=natural.variances, seed=seed, threads=threads)
+    places = _runs(np.diagonal(hessian), order, grid.width)
+    factor = natural
+    if order != "natural":
+        factor = factor_hessian(
+            hessian, damping=damping, places=places, exact=False, threads=threads
+        )
+    codes = _on_any_grid(weight[:, places], factor, _Placed(grid, places), block)
+    each = codes.shape[1] * grid.width // weight.shape[1]
+    runs = codes.reshape(len(weight), -1, each)[:, np.argsort(places[:: grid.width])]
+    return grid.arrays(np.ascontiguousarray(runs.reshape(codes.shape)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """A grid that is told where its columns are stored, not when they are rounded."""
+
+    grid: Grid
+    places: npt.NDArray[np.int64]
+
+    @property
+    def width(self) -> int:
+        return self.grid.width
+
+    def round(self, values: Array, start: int) -> tuple[Array, Array]:
+        codes, points = self.grid.round(np.ascontiguousarray(values), int(self.places[start]))
+        return codes, points
+
+
+def _runs(power: Array, order: Order, width: int) -> npt.NDArray[np.int64]:
+    """The order of columns, runs of ``width`` moved as wholes."""
+    if len(power) % width:
+        raise FormatError(f"{len(power)} columns are not a whole number of runs of {width}.")
+    runs = column_order(power.reshape(-1, width).mean(axis=1), order, 1)
+    return (runs[:, None] * width + np.arange(width)).ravel()
 
 
 def _on_any_grid(weight: Array, factor: Factor, grid: Grid, block: int) -> Array:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxq.formats import Arrays, Format
+from onnxq.formats import Arrays, Format, VectorFormat
 from onnxq.numerics.grid_costs import Array
 from onnxq.numerics.rounding import MINMAX, MSE_GRID
 from onnxq.solvers.grids import Search, choose_grid, importance_of, round_on_grid
+from onnxq.solvers.inputs import require_integers, to_numpy
 from onnxq.solvers.statistics import Statistics
 
 __all__ = ["Search", "nearest"]
@@ -29,12 +30,13 @@ def nearest(
         fmt: the format to store it in.
         statistics: of its input; the diagonal of H then weights the squared errors that the
             search looks at. Not needed.
-        seed: not used, nothing is random; every solver takes it.
+        seed: of what formats of points choose at random; not used for integers.
         threads: of the kernel; the result does not depend on it.
-        search: how scales and zero points are chosen, see `onnxq.numerics.scale_search`:
-            ``minmax`` covers the whole range of each group, ``mse`` shrinks it to the least
-            squared error, ``neuqi`` looks for the best scale and zero point together, ``hqq``
-            minimises a sum in which large errors count for less.
+        search: how scales and zero points of integers are chosen, see
+            `onnxq.numerics.scale_search`: ``minmax`` covers the whole range of each
+            group, ``mse`` shrinks it to the least squared error, ``neuqi`` looks for the best
+            scale and zero point together, ``hqq`` minimises a sum in which large errors count for
+            less.
 
     Returns:
         The arrays of ``fmt.encode``.
@@ -43,13 +45,18 @@ def nearest(
         FormatError: the weight cannot be stored (see `IntFormat.encode`), or ``search`` is none
             of the four.
     """
-    del seed
+    columns = int(weight.shape[1])
+    if isinstance(fmt, VectorFormat):
+        costs = importance_of(statistics, columns)
+        costs = None if costs is None else to_numpy(costs)
+        return fmt.encode(to_numpy(weight), importance=costs, seed=seed, threads=threads)
+    fmt = require_integers("nearest", fmt)
     plain = search == "minmax" or (search == "mse" and statistics is None)
     if plain and isinstance(weight, np.ndarray):
         shrink = MSE_GRID if search == "mse" else MINMAX
         return fmt.encode(weight, shrink=shrink, threads=threads)
     importance = None
     if search != "minmax":
-        importance = importance_of(statistics, int(weight.shape[1]))
+        importance = importance_of(statistics, columns)
     scales, zeros = choose_grid(weight, fmt, search=search, importance=importance, threads=threads)
     return round_on_grid(weight, fmt, scales, zeros, threads=threads)

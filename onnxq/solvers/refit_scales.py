@@ -20,12 +20,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import array_api_compat
+import numpy as np
 
 from onnxq.errors import FormatError
-from onnxq.formats import Arrays, Format
+from onnxq.formats import Arrays, Format, IntFormat, VectorFormat
 from onnxq.numerics.grid_costs import Array
 from onnxq.solvers.grids import rows_per_scale
-from onnxq.solvers.inputs import check_columns
+from onnxq.solvers.inputs import check_columns, require_integers, to_numpy
 from onnxq.solvers.statistics import Statistics
 
 __all__ = ["refit_scales"]
@@ -64,6 +65,9 @@ def refit_scales(
     del threads
     xp = array_api_compat.array_namespace(weight)
     check_columns(weight, statistics)
+    if isinstance(fmt, VectorFormat):
+        return _refit_rows(weight, arrays, fmt, statistics, asymmetric=asymmetric)
+    fmt = require_integers("refit_scales", fmt)
     if tuple(arrays["codes"].shape) != tuple(weight.shape):
         raise FormatError(
             f"codes of shape {list(arrays['codes'].shape)} are fitted to a weight of shape "
@@ -91,7 +95,33 @@ def refit_scales(
     return {**arrays, "scales": xp.concat(moved, axis=0)}
 
 
-def _portions(weight: Array, fmt: Format) -> Iterator[tuple[slice, slice]]:
+def _refit_rows(
+    weight: Array,
+    arrays: Mapping[str, Array],
+    fmt: VectorFormat,
+    statistics: Statistics,
+    *,
+    asymmetric: bool,
+) -> Arrays:
+    """One scale for a row: s · (T H W*ᵀ) / (T H Tᵀ) where that is finite and the error falls."""
+    scales = arrays.get("scales")
+    rows = int(weight.shape[0])
+    if scales is None or tuple(scales.shape) != (rows, 1):
+        raise FormatError(f"{fmt} has no scale for each row: leave refit_scales out.")
+    points = fmt.decode(arrays).astype(np.float64)
+    wanted, hessian = to_numpy(weight).astype(np.float64), to_numpy(statistics.hessian)
+    slope = ((wanted @ hessian) * points).sum(axis=1)
+    if asymmetric and statistics.drift is not None:
+        slope = slope + ((wanted @ to_numpy(statistics.drift)) * points).sum(axis=1)
+    power = ((points @ hessian) * points).sum(axis=1)
+    fits = np.divide(slope, power, out=np.ones(rows), where=(power > 0) & (slope > 0))
+    moved = (scales[:, 0] * fits).astype(scales.dtype)
+    stored = np.divide(moved, scales[:, 0], out=np.ones(rows), where=scales[:, 0] != 0)
+    better = power * (stored - fits) ** 2 < power * (1 - fits) ** 2
+    return {**arrays, "scales": np.where(better, moved, scales[:, 0])[:, None]}
+
+
+def _portions(weight: Array, fmt: IntFormat) -> Iterator[tuple[slice, slice]]:
     """Rows, and the rows of their scales, that are worked on together."""
     rows, columns = (int(size) for size in weight.shape)
     span = rows_per_scale(fmt, rows)
@@ -103,13 +133,13 @@ def _portions(weight: Array, fmt: Format) -> Iterator[tuple[slice, slice]]:
         yield slice(first * span, min(last * span, rows)), slice(first, last)
 
 
-def _spread(xp: Any, grid: Array, shape: tuple[int, ...], fmt: Format) -> Array:
+def _spread(xp: Any, grid: Array, shape: tuple[int, ...], fmt: IntFormat) -> Array:
     """Scales or zeros ``[1 or rows, groups]`` repeated for each of their columns."""
     columns = int(shape[1])
     return xp.repeat(grid, fmt.group_size(columns), axis=1)[:, :columns]
 
 
-def _steps(xp: Any, codes: Array, zeros: Array | None, fmt: Format) -> Array:
+def _steps(xp: Any, codes: Array, zeros: Array | None, fmt: IntFormat) -> Array:
     steps = xp.astype(codes, xp.float64)
     if zeros is None:
         return steps
@@ -117,7 +147,7 @@ def _steps(xp: Any, codes: Array, zeros: Array | None, fmt: Format) -> Array:
 
 
 def _system(
-    xp: Any, steps: Array, error: Array, extra: Array | None, hessian: Array, fmt: Format
+    xp: Any, steps: Array, error: Array, extra: Array | None, hessian: Array, fmt: IntFormat
 ) -> tuple[Array, Array]:
     """A ``[rows, groups, groups]`` and r ``[rows, groups]``; ``extra`` is W D when asymmetric."""
     columns = int(steps.shape[1])
