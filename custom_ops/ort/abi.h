@@ -18,6 +18,7 @@ struct Value;
 struct TensorInfo;
 struct CustomOpDomain;
 struct SessionOptions;
+struct Attribute;
 
 enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6 };
 
@@ -33,6 +34,7 @@ enum class ElementType : int {
   kBfloat16 = 16,
 };
 
+enum class AttributeType : int { kInteger = 1 };
 enum class MemoryType : int { kCpuInput = -2, kCpuOutput = -1, kDefault = 0 };
 enum class Arity : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 
@@ -65,9 +67,13 @@ struct CustomOp;
 inline constexpr Entry<27, Status*(CustomOpDomain*, const CustomOp*)> CustomOpDomain_Add;
 inline constexpr Entry<28, Status*(SessionOptions*, CustomOpDomain*)> AddCustomOpDomain;
 inline constexpr Entry<51, Status*(Value*, void**)> GetTensorMutableData;
+inline constexpr Entry<57, Status*(TensorInfo**)> CreateTensorTypeAndShapeInfo;
+inline constexpr Entry<58, Status*(TensorInfo*, ElementType)> SetTensorElementType;
+inline constexpr Entry<59, Status*(TensorInfo*, const int64_t*, size_t)> SetDimensions;
 inline constexpr Entry<60, Status*(const TensorInfo*, ElementType*)> GetTensorElementType;
 inline constexpr Entry<61, Status*(const TensorInfo*, size_t*)> GetDimensionsCount;
 inline constexpr Entry<62, Status*(const TensorInfo*, int64_t*, size_t)> GetDimensions;
+inline constexpr Entry<63, Status*(const TensorInfo*, const char**, size_t)> GetSymbolicDimensions;
 inline constexpr Entry<65, Status*(const Value*, TensorInfo**)> GetTensorTypeAndShape;
 inline constexpr Entry<85, Status*(const KernelInfo*, const char*, float*)> KernelInfoGetAttribute_float;
 inline constexpr Entry<86, Status*(const KernelInfo*, const char*, int64_t*)> KernelInfoGetAttribute_int64;
@@ -78,8 +84,12 @@ inline constexpr Entry<93, void(Status*)> ReleaseStatus;
 inline constexpr Entry<99, void(TensorInfo*)> ReleaseTensorTypeAndShapeInfo;
 inline constexpr Entry<101, void(CustomOpDomain*)> ReleaseCustomOpDomain;
 inline constexpr Entry<193, Status*(const KernelContext*, void**)> KernelContext_GetGPUComputeStream;
+inline constexpr Entry<249, Status*(const KernelInfo*, size_t, int*, const Value**)> KernelInfoGetConstantInput_tensor;
 inline constexpr Entry<268, Status*(const ShapeContext*, size_t, TensorInfo**)> ShapeInferContext_GetInputTypeShape;
+inline constexpr Entry<269, Status*(const ShapeContext*, const char*, const Attribute**)> ShapeInferContext_GetAttribute;
 inline constexpr Entry<270, Status*(const ShapeContext*, size_t, const TensorInfo*)> ShapeInferContext_SetOutputTypeShape;
+inline constexpr Entry<271, Status*(TensorInfo*, const char**, size_t)> SetSymbolicDimensions;
+inline constexpr Entry<272, Status*(const Attribute*, AttributeType, void*, size_t, size_t*)> ReadOpAttr;
 inline constexpr Entry<274, Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)> KernelContext_ParallelFor;
 // clang-format on
 

@@ -94,6 +94,23 @@ struct Tensor {
   }
 };
 
+// Shape information that is to be given back.
+struct Owned {
+  const Api* api;
+  TensorInfo* info;
+  ~Owned() { ReleaseTensorTypeAndShapeInfo(api, info); }
+};
+
+// A tensor as the runtime holds it; what it points to is the runtime's.
+inline Tensor tensor_of(const Api* api, const Value* value) {
+  TensorInfo* info = nullptr;
+  check(GetTensorTypeAndShape(api, value, &info));
+  const Owned owned{api, info};
+  void* data = nullptr;
+  check(GetTensorMutableData(api, const_cast<Value*>(value), &data));
+  return {data, dimensions(api, info)};
+}
+
 // One call of a kernel: its tensors, and the threads of the session.
 class Context {
  public:
@@ -102,16 +119,15 @@ class Context {
   Tensor input(size_t index) const {
     const Value* value = nullptr;
     check(KernelContext_GetInput(api_, context_, index, &value));
-    TensorInfo* info = nullptr;
-    check(GetTensorTypeAndShape(api_, value, &info));
-    const Release release{api_, info};
-    return {data_of(const_cast<Value*>(value)), dimensions(api_, info)};
+    return tensor_of(api_, value);
   }
 
   Tensor output(size_t index, const std::vector<int64_t>& shape) const {
     Value* value = nullptr;
     check(KernelContext_GetOutput(api_, context_, index, shape.data(), shape.size(), &value));
-    return {data_of(value), shape};
+    void* data = nullptr;
+    check(GetTensorMutableData(api_, value, &data));
+    return {data, shape};
   }
 
   void* stream() const {
@@ -137,12 +153,6 @@ class Context {
   }
 
  private:
-  struct Release {
-    const Api* api;
-    TensorInfo* info;
-    ~Release() { ReleaseTensorTypeAndShapeInfo(api, info); }
-  };
-
   template <class Work>
   struct Shared {
     const Work& work;
@@ -160,12 +170,6 @@ class Context {
     }
   };
 
-  void* data_of(Value* value) const {
-    void* data = nullptr;
-    check(GetTensorMutableData(api_, value, &data));
-    return data;
-  }
-
   const Api* api_;
   KernelContext* context_;
 };
@@ -180,6 +184,31 @@ class Shapes {
     TensorInfo* info = nullptr;
     check(ShapeInferContext_GetInputTypeShape(api_, context_, input, &info));
     check(ShapeInferContext_SetOutputTypeShape(api_, context_, output, info));
+  }
+
+  // Output `output` has the type and shape of input `input` but for its last axis, which is as
+  // long as the integer attribute `attribute` says.
+  void last_axis(size_t input, size_t output, const char* attribute) const {
+    TensorInfo* from = nullptr;
+    check(ShapeInferContext_GetInputTypeShape(api_, context_, input, &from));
+    std::vector<int64_t> sizes = dimensions(api_, from);
+    if (sizes.empty()) return;
+    std::vector<const char*> names(sizes.size());
+    check(GetSymbolicDimensions(api_, from, names.data(), names.size()));
+    const Attribute* value = nullptr;
+    check(ShapeInferContext_GetAttribute(api_, context_, attribute, &value));
+    size_t read = 0;
+    check(ReadOpAttr(api_, value, AttributeType::kInteger, &sizes.back(), sizeof(int64_t), &read));
+    names.back() = "";
+    ElementType type = ElementType::kUndefined;
+    check(GetTensorElementType(api_, from, &type));
+    TensorInfo* made = nullptr;
+    check(CreateTensorTypeAndShapeInfo(api_, &made));
+    const Owned owned{api_, made};
+    check(SetTensorElementType(api_, made, type));
+    check(SetDimensions(api_, made, sizes.data(), sizes.size()));
+    check(SetSymbolicDimensions(api_, made, names.data(), names.size()));
+    check(ShapeInferContext_SetOutputTypeShape(api_, context_, output, made));
   }
 
  private:
