@@ -1,0 +1,30 @@
+"""Every operator for matrix products with stored weights, and the one for a format."""
+
+from __future__ import annotations
+
+from onnxq.custom_ops.spec import OperatorSpec
+from onnxq.formats import Format
+
+__all__ = ["SPECS", "spec_of"]
+
+SPECS: tuple[OperatorSpec, ...] = ()
+
+
+def spec_of(fmt: Format, shape: tuple[int, int]) -> OperatorSpec | str:
+    """The operator that multiplies with weights of a format.
+
+    Args:
+        fmt: the format.
+        shape: (rows, columns) of the weight.
+
+    Returns:
+        The operator, or why there is none, as a clause.
+    """
+    reason = f"no operator of onnxq multiplies with {fmt}"
+    for spec in SPECS:
+        if isinstance(fmt, spec.formats):
+            found = spec.refusal(fmt, shape)
+            if found is None:
+                return spec
+            reason = found
+    return reason
