@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from onnxq.graph.scratch import Scratch
 from onnxq.graph.sites import Site
-from onnxq.graph.weights import add_weight
 from onnxq.passes.base import SiteReport
 from onnxq.passes.site_shift import add_behind
 from onnxq.passes.weight_layout import weight_of, weight_type
+from onnxq.passes.weight_storing import nbytes_of, store_array
 from onnxq.solvers.kept_columns import KeptColumns
 
 __all__ = ["counted", "keeping_refusal", "write_kept_columns"]
@@ -51,11 +51,7 @@ def write_kept_columns(site: Site, kept: KeptColumns, scratch: Scratch) -> int:
     stored = []
     for what, array in (("kept_columns", kept.columns), ("kept", factor)):
         kind = ir.DataType.from_numpy(array.dtype)
-        value = add_weight(graph, f"{stem}_{what}", shape=array.shape, dtype=kind, compute=array)
-        tensor = scratch.keep(array, kind)
-        tensor.name = value.name
-        value.const_value = tensor
-        stored.append(value)
+        stored.append(store_array(graph, f"{stem}_{what}", array, kind, scratch))
     gathered = ir.node("Gather", [node.inputs[0], stored[0]], {"axis": -1})
     product = ir.node("MatMul", [gathered.outputs[0], stored[1]])
     for made, what in ((gathered, "gather"), (product, "matmul")):
@@ -63,7 +59,7 @@ def write_kept_columns(site: Site, kept: KeptColumns, scratch: Scratch) -> int:
         made.outputs[0].name = f"{made.name}_output"
     add_behind(site.output, product.outputs[0], "with_kept")
     graph.insert_after(node, [gathered, product])  # before the sum, which is behind the site too
-    return int(sum(value.const_value.nbytes for value in stored if value.const_value is not None))
+    return sum(nbytes_of(value) for value in stored)
 
 
 def counted(report: SiteReport, site: Site, kept: KeptColumns, nbytes: int) -> SiteReport:

@@ -6,6 +6,7 @@ points z, the stored codes are q = clip(round(W / s) + z) and the runtime comput
 
     dequantize     MatMul(x, W)  →  MatMul(x, DequantizeLinear(q, s, z))     standard ONNX
     matmul_nbits   MatMul(x, W)  →  MatMulNBits(x, q, s, z)                  com.microsoft
+    operator       MatMul(x, W)  →  onnxq.MatMul...(x, arrays)               onnxq
     embedding      Gather(W, i)  →  GatherBlockQuantized(q, i, s, z)         com.microsoft
 
 Which codes are stored is up to the solver: the nearest ones, or those that change the output of
@@ -28,20 +29,19 @@ import onnx_ir as ir
 from onnxq.calibration.segment_walk import Flow
 from onnxq.calibration.token_weights import parse_token_weights
 from onnxq.errors import FormatError, RecipeError, UnsupportedGraph
-from onnxq.formats import IntFormat, PerBlock, PerGroup, parse_format
+from onnxq.formats import Format, IntFormat, parse_format
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.learned_rounding import find_solver
-from onnxq.passes.weight_forms import gather_refusal, matmul_nbits_refusal, minimum_opset
+from onnxq.passes.weight_forms import LINEAR, matmul_nbits_refusal, minimum_opset, site_refusal
 from onnxq.passes.weight_layout import weight_type
 from onnxq.passes.weight_solving import Gathering, WeightSolver
 from onnxq.passes.weight_writing import WeightWriter
 from onnxq.solvers.nearest import Search
 
-Write = Literal["auto", "dequantize", "matmul_nbits"]
+Write = Literal["auto", "dequantize", "matmul_nbits", "operator"]
 
-_LINEAR = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _FLOAT = "float"
 
 
@@ -58,8 +58,9 @@ class QuantizeWeights(Pass):
     Attributes:
         format: the format of the weights, e.g. ``int8_channel``, ``int4_g128``, ``int2_g64_asym``.
         write: how they are written; ``auto`` takes MatMulNBits where it can hold the format and
-            DequantizeLinear elsewhere. ``dequantize`` fills up no row to whole groups, and a head
-            tied to an embedding still shares the codes of the embedding.
+            DequantizeLinear elsewhere; ``operator`` takes operators of onnxq (docs/custom_ops.md),
+            as formats that are no integers always do. ``dequantize`` fills up no row to whole
+            groups, and a head tied to an embedding still shares the codes of the embedding.
         embedding_format: the format of embedding tables; ``float`` leaves them alone.
         overrides: format by site name pattern (first match wins); ``float`` leaves a site alone.
         exclude: name patterns of sites to leave in float.
@@ -155,7 +156,7 @@ class QuantizeWeights(Pass):
     def requires(self, model: ir.Model) -> None:
         """Raise unless there is something to quantize and the opset can express it."""
         found = find_sites(model)
-        sites = [site for site in found if site.kind in (*_LINEAR, "Gather")]
+        sites = [site for site in found if site.kind in (*LINEAR, "Gather")]
         done = [site for site in found if site.already]
         if done and not any(site.already is None and site.refusal is None for site in sites):
             raise UnsupportedGraph(
@@ -204,7 +205,7 @@ class QuantizeWeights(Pass):
         able = [
             site
             for site in found
-            if site.name in formats and self._refusal(site, formats[site.name]) is None
+            if site.name in formats and site_refusal(site, formats[site.name], self.write) is None
         ]
         tables = [site for site in able if site.kind == "Gather" or self._is_data_free(site)]
         codes.round_without_data(tables)
@@ -239,22 +240,24 @@ class QuantizeWeights(Pass):
         return any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.data_free)
 
     def _visit(
-        self, site: Site, writer: WeightWriter, tied: set[tuple[int, IntFormat | None]]
+        self, site: Site, writer: WeightWriter, tied: set[tuple[int, Format | None]]
     ) -> SiteReport:
         """Write one site; one ``tied`` to an embedding takes the form that shares its codes."""
         fmt = self._format_of(site)
-        reason = self._refusal(site, fmt)
+        reason = site_refusal(site, fmt, self.write)
         if reason is not None or fmt is None:
             return SiteReport(site=site.name, reason=reason)
-        if site.kind == "Gather":
+        if site.kind == "Gather" and isinstance(fmt, IntFormat):
             return writer.gather_block_quantized(site, fmt)
         writer.keep_columns(site, fmt)
+        if not isinstance(fmt, IntFormat) or self.write == "operator":
+            return writer.operator(site, fmt)
         as_blocks = self.write != "dequantize" or (id(site.weight), fmt) in tied
         if as_blocks and matmul_nbits_refusal(site, fmt) is None:
             return writer.matmul_nbits(site, fmt)
         return writer.dequantize(site, fmt)
 
-    def _format_of(self, site: Site) -> IntFormat | None:
+    def _format_of(self, site: Site) -> Format | None:
         """The format asked for; None for float."""
         if any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.exclude):
             return None
@@ -266,27 +269,7 @@ class QuantizeWeights(Pass):
         if base == _FLOAT:
             return None
         fmt = parse_format(base)
-        if site.weight is None or weight_type(site) != ir.DataType.FLOAT16:
+        half = site.weight is not None and weight_type(site) == ir.DataType.FLOAT16
+        if not half or not isinstance(fmt, IntFormat):
             return fmt
         return dataclasses.replace(fmt, scale_dtype="float16")  # codes are chosen with what is kept
-
-    def _refusal(self, site: Site, fmt: IntFormat | None) -> str | None:
-        if site.already is not None:
-            return f"it is already quantized ({site.already})"
-        if site.refusal is not None:
-            return site.refusal
-        if site.node.graph is None or isinstance(site.node.graph, ir.Function):
-            return "it is inside a function, which cannot hold weights: inline functions first"
-        if fmt is None:
-            return "the recipe leaves it in float"
-        if site.kind == "Gather":
-            return gather_refusal(site, fmt)
-        if site.kind not in _LINEAR:
-            return f"{site.kind} takes float weights only, and is no MatMul, Gemm or convolution"
-        if self.write == "matmul_nbits":
-            return matmul_nbits_refusal(site, fmt)
-        if site.kind in ("Conv", "ConvTranspose") and isinstance(fmt.granularity, PerGroup):
-            return f"{fmt} groups inputs, and a {site.kind} takes one scale per channel or tensor"
-        if isinstance(fmt.granularity, PerBlock):
-            return f"{fmt} shares a scale among rows, and DequantizeLinear has one for each"
-        return None

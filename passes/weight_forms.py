@@ -4,16 +4,48 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.formats import IntFormat, PerGroup
+from onnxq.custom_ops.catalog import spec_of
+from onnxq.formats import Format, IntFormat, PerBlock, PerGroup, VectorFormat
 from onnxq.graph.sites import Site
 from onnxq.passes.weight_layout import storage_bits, weight_type
+
+LINEAR = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+"""Operators that are a linear layer of one weight."""
 
 _NBITS = (2, 4, 8)
 _DEQUANTIZE_OPSET = {2: 25, 4: 21, 8: 13}
 
 
-def minimum_opset(site: Site, fmt: IntFormat, write: str) -> int:
-    """The opset that ``fmt`` needs when written as DequantizeLinear; 1 when it need not be."""
+def site_refusal(site: Site, fmt: Format | None, write: str) -> str | None:
+    """Why a site is left in float, whatever its weight is rounded to; None when it is not."""
+    if site.already is not None:
+        return f"it is already quantized ({site.already})"
+    if site.refusal is not None:
+        return site.refusal
+    if site.node.graph is None or isinstance(site.node.graph, ir.Function):
+        return "it is inside a function, which cannot hold weights: inline functions first"
+    if fmt is None:
+        return "the recipe leaves it in float"
+    if site.kind == "Gather":
+        return gather_refusal(site, fmt)
+    if site.kind not in LINEAR:
+        return f"{site.kind} takes float weights only, and is no MatMul, Gemm or convolution"
+    if not isinstance(fmt, IntFormat) or write == "operator":
+        return operator_refusal(site, fmt)
+    if write == "matmul_nbits":
+        return matmul_nbits_refusal(site, fmt)
+    if site.kind in ("Conv", "ConvTranspose") and isinstance(fmt.granularity, PerGroup):
+        return f"{fmt} groups inputs, and a {site.kind} takes one scale per channel or tensor"
+    if isinstance(fmt.granularity, PerBlock):
+        return f"{fmt} shares a scale among rows, and DequantizeLinear has one for each"
+    return None
+
+
+def minimum_opset(site: Site, fmt: Format, write: str) -> int:
+    """The opset that ``fmt`` needs as it will be written; 1 when it needs none in particular."""
+    if not isinstance(fmt, IntFormat) or write == "operator":
+        spec = spec_of(fmt, (site.shape[site.out_axis], site.shape[site.in_axis]))
+        return 1 if isinstance(spec, str) or operator_refusal(site, fmt) else spec.lowest_opset
     blocked = isinstance(fmt.granularity, PerGroup)
     refusal = _block_refusal(fmt) or _scale_refusal(site, fmt)
     if write == "matmul_nbits" or (write == "auto" and refusal is None):
@@ -21,26 +53,43 @@ def minimum_opset(site: Site, fmt: IntFormat, write: str) -> int:
     return max(_DEQUANTIZE_OPSET[storage_bits(fmt)], 21 if blocked else 13)
 
 
-def matmul_nbits_refusal(site: Site, fmt: IntFormat) -> str | None:
-    """Why a site cannot become MatMulNBits; None when it can."""
-    if site.kind not in ("MatMul", "Gemm"):
-        return f"MatMulNBits replaces MatMul and Gemm, and this is a {site.kind}"
-    reason = _block_refusal(fmt)
+def operator_refusal(site: Site, fmt: Format) -> str | None:
+    """Why a site cannot become an operator of onnxq; None when it can."""
+    reason = _product_refusal(site, "an operator of onnxq")
     if reason is not None:
         return reason
+    shape = site.shape[site.out_axis], site.shape[site.in_axis]
+    reason = fmt.refusal(*shape) if isinstance(fmt, VectorFormat) else None
+    if reason is not None:
+        return f"{fmt} cannot store it: {reason}"
+    spec = spec_of(fmt, shape)
+    return spec if isinstance(spec, str) else None
+
+
+def matmul_nbits_refusal(site: Site, fmt: IntFormat) -> str | None:
+    """Why a site cannot become MatMulNBits; None when it can."""
+    return _product_refusal(site, "MatMulNBits") or _block_refusal(fmt) or _scale_refusal(site, fmt)
+
+
+def _product_refusal(site: Site, what: str) -> str | None:
+    """Why a site is no product A · W that ``what`` can stand for; None when it is."""
+    if site.kind not in ("MatMul", "Gemm"):
+        return f"{what} replaces MatMul and Gemm, and this is a {site.kind}"
     if len(site.shape) != 2:
-        return f"MatMulNBits takes a 2-D weight, and this one has shape {site.shape}"
+        return f"{what} takes a 2-D weight, and this one has shape {site.shape}"
     if site.weight_index != 1:
-        return "MatMulNBits takes the weight on the right, and here it is on the left"
+        return f"{what} takes the weight on the right, and here it is on the left"
     if site.kind == "Gemm" and site.node.attributes.get_int("transA"):
-        return "MatMulNBits cannot transpose its activations, and this Gemm does (transA=1)"
+        return f"{what} cannot transpose its activations, and this Gemm does (transA=1)"
     if weight_type(site) not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-        return f"MatMulNBits takes float or float16, and this weight is {weight_type(site).name}"
-    return _scale_refusal(site, fmt)
+        return f"{what} takes float or float16, and this weight is {weight_type(site).name}"
+    return None
 
 
-def gather_refusal(site: Site, fmt: IntFormat) -> str | None:
+def gather_refusal(site: Site, fmt: Format) -> str | None:
     """Why an embedding cannot become GatherBlockQuantized; None when it can."""
+    if not isinstance(fmt, IntFormat):
+        return f"GatherBlockQuantized gathers integers, and {fmt} has none"
     reason = _block_refusal(fmt)
     if reason is not None:
         return reason

@@ -19,7 +19,8 @@ from onnxq.graph.sites import Site
 from onnxq.graph.weights import weight_tensor
 
 Array = np.ndarray[Any, Any]
-Stored = list[tuple[Array, ir.DataType]]
+Stored = dict[str, tuple[Array, ir.DataType]]
+"""Arrays as they are stored, and their types, by name."""
 
 _SIGNED = {2: ir.DataType.INT2, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
 _UNSIGNED = {2: ir.DataType.UINT2, 4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
@@ -53,12 +54,13 @@ def dequantize_inputs(site: Site, fmt: IntFormat, arrays: dict[str, Array]) -> S
     bits = storage_bits(fmt)
     code_type = (_SIGNED if fmt.symmetric else _UNSIGNED)[bits]
     codes = from_rows(site, arrays["codes"][:, :columns])
-    stored = [(codes.astype(code_type.numpy()), code_type)]
+    stored = {"codes": (codes.astype(code_type.numpy()), code_type)}
     scale_type = ir.DataType.FLOAT16 if fmt.scale_dtype == "float16" else weight_type(site)
-    stored.append((_per_axis(site, fmt, arrays["scales"]).astype(scale_type.numpy()), scale_type))
+    scales = _per_axis(site, fmt, arrays["scales"]).astype(scale_type.numpy())
+    stored["scales"] = (scales, scale_type)
     if not fmt.symmetric:
         zeros = _per_axis(site, fmt, arrays["zeros"])
-        stored.append((zeros.astype(code_type.numpy()), code_type))
+        stored["zeros"] = (zeros.astype(code_type.numpy()), code_type)
     return stored
 
 

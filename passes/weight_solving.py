@@ -24,7 +24,7 @@ from onnxq.calibration.segments import Cut
 from onnxq.calibration.site_statistics import unreachable_sites, walk_sites
 from onnxq.calibration.token_weights import TokenWeights
 from onnxq.errors import CalibrationError
-from onnxq.formats import Arrays, IntFormat, PerTensor, pack_codes, unpack_codes
+from onnxq.formats import Arrays, Format, IntFormat, PerTensor, pack_codes, unpack_codes
 from onnxq.graph.orientation import to_rows
 from onnxq.graph.site_bias import bias_reader, moved_bias
 from onnxq.graph.sites import Site
@@ -35,6 +35,7 @@ from onnxq.passes.kept_columns_writing import keeping_refusal
 from onnxq.passes.learned_rounding import learn_codes
 from onnxq.passes.weight_layout import weight_of
 from onnxq.solvers.correct_bias import correct_bias
+from onnxq.solvers.inputs import require_integers
 from onnxq.solvers.kept_columns import KeptColumns, solve_keeping
 from onnxq.solvers.objective import objective
 from onnxq.solvers.refit_scales import refit_scales
@@ -65,7 +66,7 @@ class _Solved:
     """Codes chosen for one weight, packed, with the error they make on the calibration data."""
 
     arrays: Arrays
-    columns: int
+    shape: tuple[int, int]
     output_error: float | None
     kept: KeptColumns | None = None
 
@@ -97,7 +98,7 @@ class WeightSolver:
     def gather(
         self,
         model: ir.Model,
-        formats: Mapping[str, IntFormat],
+        formats: Mapping[str, Format],
         sites: Sequence[Site],
         context: Context,
         how: Gathering,
@@ -148,12 +149,14 @@ class WeightSolver:
     def learn(
         self,
         model: ir.Model,
-        formats: Mapping[str, IntFormat],
+        formats: Mapping[str, Format],
         sites: Sequence[Site],
         context: Context,
         how: Gathering,
     ) -> None:
         """Learn the codes of ``sites`` through their blocks; arguments and errors as `gather`."""
+        for site in sites:
+            require_integers(self._solver.name, formats[site.name])
         learned = learn_codes(
             model,
             formats,
@@ -171,14 +174,14 @@ class WeightSolver:
             if (arrays := learned.arrays.get(site.name)) is None:
                 self._by_nearest.add(site.name)
                 continue
-            fmt, width = formats[site.name], arrays["codes"].shape[1]
-            self._solved[_key(site, fmt)] = _Solved(_pack(arrays, fmt), width, None)
+            fmt, shape = formats[site.name], arrays["codes"].shape
+            self._solved[_key(site, fmt)] = _Solved(_pack(arrays, fmt), shape, None)
 
     def round_without_data(self, sites: Sequence[Site]) -> None:
         """Round these to nearest, whatever the solver is."""
         self._by_nearest.update(site.name for site in sites)
 
-    def arrays(self, site: Site, rows: Array, fmt: IntFormat) -> Arrays:
+    def arrays(self, site: Site, rows: Array, fmt: Format) -> Arrays:
         """Codes and scales of a site: those found by `gather`, or found now without data."""
         solved = self._solved.get(_key(site, fmt))
         if solved is not None:
@@ -187,7 +190,7 @@ class WeightSolver:
             return self._data_free.solve(rows, fmt, seed=self._seed, **self._data_free_options)
         return self._solver.solve(rows, fmt, seed=self._seed, **self._options)
 
-    def plain_shrink(self, site: Site, fmt: IntFormat) -> tuple[float, ...] | None:
+    def plain_shrink(self, site: Site, fmt: Format) -> tuple[float, ...] | None:
         """The factor list of a plain rounding to nearest; None when codes come from elsewhere."""
         if _key(site, fmt) in self._solved:
             return None
@@ -197,7 +200,7 @@ class WeightSolver:
         grids = {"minmax": MINMAX, "mse": MSE_GRID}
         return grids.get(options.get("search", "minmax")) if who.name == "nearest" else None
 
-    def describe(self, site: Site, fmt: IntFormat) -> dict[str, Any]:
+    def describe(self, site: Site, fmt: Format) -> dict[str, Any]:
         """What a `SiteReport` says about how the codes of a site were chosen."""
         solved = self._solved.get(_key(site, fmt))
         plain = solved is None and site.name in self._by_nearest
@@ -208,7 +211,7 @@ class WeightSolver:
         }
 
     def _solve(
-        self, site: Site, fmt: IntFormat, statistics: tuple[Statistics, ...], how: Gathering
+        self, site: Site, fmt: Format, statistics: tuple[Statistics, ...], how: Gathering
     ) -> NewWeight:
         key = _key(site, fmt)
         if key in self._solved:  # a weight that several sites read is solved for the first one
@@ -234,14 +237,16 @@ class WeightSolver:
             signal += float(objective(part, np.zeros_like(part), known).sum())
             found.append(arrays)
             stored.append(decoded)
-        joined = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+        joined = found[0]
+        if len(found) > 1:
+            joined = {name: np.concatenate([one[name] for one in found]) for name in joined}
         error = math.sqrt(max(noise, 0.0) / signal) if signal > 0 else 0.0
-        self._solved[key] = _Solved(_pack(joined, fmt), rows.shape[1], error, kept)
+        self._solved[key] = _Solved(_pack(joined, fmt), rows.shape, error, kept)
         if shifts:
             self._shifts[site.name] = np.concatenate(shifts)
         return NewWeight(np.concatenate(stored), self._shifts.get(site.name))
 
-    def _codes(self, part: Array, known: Statistics, *, fmt: IntFormat, how: Gathering) -> Arrays:
+    def _codes(self, part: Array, known: Statistics, *, fmt: Format, how: Gathering) -> Arrays:
         arrays = self._solver.solve(part, fmt, known, seed=self._seed, **self._options)
         if not how.refit:
             return arrays
@@ -257,7 +262,7 @@ class WeightSolver:
         self._notes[site.name] = f"no columns kept: {reason}"
         return 0
 
-    def kept(self, site: Site, fmt: IntFormat) -> KeptColumns | None:
+    def kept(self, site: Site, fmt: Format) -> KeptColumns | None:
         """The columns of a site that stay in full precision; None without any."""
         solved = self._solved.get(_key(site, fmt))
         return None if solved is None else solved.kept
@@ -279,22 +284,26 @@ class WeightSolver:
             reader[0].replace_input_with(reader[1], value)
 
 
-def _coupling(site: Site, fmt: IntFormat) -> str | None:
+def _coupling(site: Site, fmt: Format) -> str | None:
     """Why the groups of a convolution cannot be solved one by one; None when they can."""
-    if site.groups > 1 and isinstance(fmt.granularity, PerTensor):
+    if site.groups > 1 and isinstance(fmt, IntFormat) and isinstance(fmt.granularity, PerTensor):
         return "one scale for the whole weight couples the groups of a grouped convolution"
     return None
 
 
-def _pack(arrays: Arrays, fmt: IntFormat) -> Arrays:
+def _pack(arrays: Arrays, fmt: Format) -> Arrays:
     """Codes in their few bits: all weights of a model are held until they are written."""
+    if not isinstance(fmt, IntFormat):
+        return fmt.pack(arrays)
     return {**arrays, "codes": pack_codes(arrays["codes"], fmt.bits)}
 
 
-def _unpack(solved: _Solved, fmt: IntFormat) -> Arrays:
-    codes = unpack_codes(solved.arrays["codes"], fmt.bits, solved.columns, signed=fmt.symmetric)
+def _unpack(solved: _Solved, fmt: Format) -> Arrays:
+    if not isinstance(fmt, IntFormat):
+        return fmt.unpack(solved.arrays, solved.shape)
+    codes = unpack_codes(solved.arrays["codes"], fmt.bits, solved.shape[1], signed=fmt.symmetric)
     return {**solved.arrays, "codes": codes}
 
 
-def _key(site: Site, fmt: IntFormat) -> tuple[object, ...]:
+def _key(site: Site, fmt: Format) -> tuple[object, ...]:
     return (id(site.weight), site.in_axis, site.out_axis, str(fmt))

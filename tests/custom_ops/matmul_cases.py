@@ -20,7 +20,7 @@ def draw(*shape, seed=0):
 
 def one_node_model(spec, fmt, packed, shape, *, dtype=ir.DataType.FLOAT, opset=21, leading=("n",)):
     """x [*leading, columns] → y [*leading, rows] through one node of ``spec``."""
-    rows, columns = shape
+    columns = shape[1]
     x = ir.Value(name="x", shape=ir.Shape([*leading, columns]), type=ir.TensorType(dtype))
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": opset}, name="g")
     model = ir.Model(graph, ir_version=10)
