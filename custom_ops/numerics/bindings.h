@@ -19,4 +19,6 @@ inline void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
 }
 
+void bind_codebook(nb::module_& m);
 void bind_hadamard(nb::module_& m);
+void bind_tables(nb::module_& m);

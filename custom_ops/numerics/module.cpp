@@ -328,5 +328,7 @@ NB_MODULE(_native, m) {
   m.def("factor_hessian", &factor_hessian<double, double>);
   m.def("find_targets", &find_targets);
   m.def("round_columns", &round_columns);
+  bind_codebook(m);
   bind_hadamard(m);
+  bind_tables(m);
 }

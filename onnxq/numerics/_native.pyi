@@ -171,3 +171,56 @@ def hadamard_rows(
 def widen_halves(halves: npt.NDArray[np.uint16], singles: _Floats, kernel: str, /) -> None: ...
 def narrow_to_halves(singles: _Floats, halves: npt.NDArray[np.uint16], kernel: str, /) -> None: ...
 def hadamard_instruction_sets() -> list[str]: ...
+def fit_tables(
+    values: _Floats,
+    importance: _Floats,
+    group: int,
+    most: int,
+    tables: npt.NDArray[np.float64],
+    masses: npt.NDArray[np.float64],
+    threads: int,
+    /,
+) -> None: ...
+def nearest_entries(
+    values: _Floats,
+    entries: _Floats,
+    scales: _Floats,
+    codes: _Bytes,
+    group: int,
+    threads: int,
+    /,
+) -> None: ...
+def search_table_scales(
+    values: _Floats,
+    importance: _Floats,
+    group: int,
+    table: _Floats,
+    factors: _Floats,
+    signs: int,
+    scales: _Floats,
+    costs: npt.NDArray[np.float64],
+    threads: int,
+    /,
+) -> None: ...
+def search_codebooks(
+    values: _Floats,
+    weights: _Floats,
+    books: _Floats,
+    codes: npt.NDArray[np.uint16],
+    beam: int,
+    instruction_set: str,
+    threads: int,
+    /,
+) -> None: ...
+def find_paths(
+    values: npt.NDArray[np.int16],
+    targets: npt.NDArray[np.int16],
+    states: npt.NDArray[np.uint16],
+    step_bits: int,
+    state_bits: int,
+    window: int,
+    threads: int,
+    instruction_set: str,
+    /,
+) -> bool: ...
+def viterbi_instruction_sets() -> list[str]: ...

@@ -1,0 +1,9 @@
+# Tables of few values.
+onnxq_kernels(tables.cpp tables_fit.cpp)
+onnxq_python(tables_bindings.cpp)
+# Search in codebooks.
+onnxq_kernels(codebook_search.cpp codebook_search_avx2.cpp codebook_search_avx512.cpp
+  codebook_search_generic.cpp)
+onnxq_python(codebook_bindings.cpp)
+onnxq_compile(avx2 codebook_search_avx2.cpp)
+onnxq_compile(avx512 codebook_search_avx512.cpp)
