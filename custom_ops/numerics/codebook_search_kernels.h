@@ -120,7 +120,7 @@ struct Tile {
   }
 
   // `stage` with a beam of one.
-  void scan(const float* book, const float* halves, int64_t entries, Floats cost,
+  void scan(const float* book, const float* halves, int64_t entries, const Floats& cost,
             const Floats* pull, int from) {
     Floats best = kept.cost[0];
     Ints code = Ints{} - 1;
