@@ -1,0 +1,234 @@
+// Source of matmul_int_avx2.cpp, matmul_int_avx512.cpp and matmul_int_vnni.cpp, which each give it
+// the vector type `V` and ONNXQ_ISA, and are its only readers. No standard library templates here:
+// a template compiled for AVX-512 could be the copy that the linker keeps for everyone.
+//
+// V has kLanes rows (those of a block, or half of them), kTile tokens worked on at once, registers
+// `Codes` of bytes, `Sums` of int32 and `Floats`, and
+//   dot<bits>(sums, codes, four)  adds the products with four bytes of a token; sums of several
+//   may be kept short, as `Short`, until `flush` adds them: kShort<bits> calls are safe
+#include "matmul_int.h"
+
+namespace onnxq {
+namespace {
+
+// Vector i of a unit: its codes, one byte each.
+template <class V, int kBits, int i>
+[[gnu::always_inline]] inline typename V::Codes decoded(const uint8_t* unit) {
+  if constexpr (kBits == 8) {
+    return V::load(unit + kIntVector * i);
+  } else {
+    constexpr int kTwos = kBits & 4, kOnes = kBits & 6;  // where these bits of a code begin
+    constexpr int kFour = 0x0f, kTwo = 3 << kTwos, kOne = 1 << kOnes;
+    typename V::Codes codes;
+    if constexpr ((kBits & 4) != 0) {
+      codes = V::template bits<4 * (i % 2), 0, kFour>(V::load(unit + kIntVector * (i / 2)));
+    }
+    if constexpr ((kBits & 2) != 0) {
+      const typename V::Codes plane = V::load(unit + kIntVector * (kTwos + i / 4));
+      if constexpr ((kBits & 4) != 0) {
+        codes = V::template with_bits<2 * (i % 4), kTwos, kTwo>(codes, plane);
+      } else {
+        codes = V::template bits<2 * (i % 4), kTwos, kTwo>(plane);
+      }
+    }
+    if constexpr ((kBits & 1) != 0) {
+      const typename V::Codes plane = V::load(unit + kIntVector * kOnes);
+      if constexpr (kOnes != 0) {
+        codes = V::template with_bits<i, kOnes, kOne>(codes, plane);
+      } else {
+        codes = V::template bits<i, kOnes, kOne>(plane);
+      }
+    }
+    return codes;
+  }
+}
+
+// Sums of products for kTokens tokens. One token alone has several, for a chain of additions to
+// the same register waits for each.
+template <class V, int kTokens>
+struct Products {
+  static constexpr int kChains = kTokens == 1 ? 4 : kTokens == 2 ? 2 : 1;
+  typename V::Sums sums[kTokens][kChains];
+  typename V::Short shorts[kTokens];
+
+  [[gnu::always_inline]] void clear() {
+    for (int token = 0; token < kTokens; ++token) {
+      for (int chain = 0; chain < kChains; ++chain) sums[token][chain] = V::no_sums();
+    }
+  }
+  [[gnu::always_inline]] typename V::Sums total(int token) const {
+    if constexpr (kChains == 4) {
+      return V::add(V::add(sums[token][0], sums[token][1]),
+                    V::add(sums[token][2], sums[token][3]));
+    } else if constexpr (kChains == 2) {
+      return V::add(sums[token][0], sums[token][1]);
+    } else {
+      return sums[token][0];
+    }
+  }
+};
+
+// Vectors i to 7 of a unit.
+template <class V, int kBits, int kTokens, int i = 0>
+[[gnu::always_inline]] inline void add_unit(const uint8_t* unit, const int8_t* const* q,
+                                            int64_t column, Products<V, kTokens>& products) {
+  if constexpr (i < 8) {
+    const typename V::Codes codes = decoded<V, kBits, i>(unit);
+    constexpr int kShort = V::template kShort<kBits>;
+    constexpr int kChain = i / kShort % Products<V, kTokens>::kChains;
+#pragma GCC unroll 8
+    for (int token = 0; token < kTokens; ++token) {
+      V::template dot<kBits, i % kShort == 0, i % kShort == kShort - 1>(
+          products.sums[token][kChain], products.shorts[token], codes, q[token] + column + 4 * i);
+    }
+    add_unit<V, kBits, kTokens, i + 1>(unit, q, column, products);
+  }
+}
+
+// kLanes rows of a block, from `lane` on, times kTokens tokens: results before the scale of the
+// token. With ratios the sums of all groups are kept in int32.
+template <class V, int kBits, int kTokens>
+void multiply_block(const IntMatrix& w, int64_t block, int lane, const uint8_t* const* tokens,
+                    float (*results)[kIntRows]) {
+  const IntToken layout(w);
+  const int8_t* q[kTokens];
+  const int32_t* code_sums[kTokens];
+  for (int token = 0; token < kTokens; ++token) {
+    q[token] = layout.codes_of(tokens[token]);
+    code_sums[token] = layout.sums_of(tokens[token]);
+  }
+  const uint8_t* unit = w.codes + block * w.block_bytes() + 4 * lane;
+  const uint8_t* zeros = w.zeros + block * w.groups * kIntRows + lane;
+  const uint8_t* ratios = w.ratios == nullptr ? nullptr : w.ratios + (zeros - w.zeros);
+  const float* scales = w.scales + block * kIntRows * (ratios ? 1 : w.groups) + lane;
+  Products<V, kTokens> products;
+  typename V::Floats y[kTokens];
+  typename V::Sums whole[kTokens];
+  for (int token = 0; token < kTokens; ++token) {
+    y[token] = V::no_floats();
+    whole[token] = V::no_sums();
+  }
+  int64_t column = 0;
+  for (int64_t g = 0; g < w.groups; ++g, zeros += kIntRows) {
+    products.clear();
+    for (const int64_t end = column + w.units_of(g) * kIntUnit; column < end; column += kIntUnit) {
+      V::template prefetch<kBits>(unit);
+      add_unit<V, kBits, kTokens>(unit, q, column, products);
+      unit += kBits * kIntVector;
+    }
+    const typename V::Sums zero = V::widen(zeros);
+#pragma GCC unroll 8
+    for (int token = 0; token < kTokens; ++token) {
+      const typename V::Sums sum = V::subtract(
+          products.total(token), V::multiply(zero, V::all(code_sums[token][g])));
+      if (ratios != nullptr) {
+        whole[token] = V::add(whole[token], V::multiply(sum, V::widen(ratios)));
+      } else {
+        y[token] = V::multiply_add(V::floats(sum), V::load_floats(scales), y[token]);
+      }
+    }
+    if (ratios != nullptr) {
+      ratios += kIntRows;
+    } else {
+      scales += kIntRows;
+    }
+  }
+  for (int token = 0; token < kTokens; ++token) {
+    if (ratios != nullptr) {
+      y[token] = V::multiply(V::floats(whole[token]), V::load_floats(scales));
+    }
+    V::store(results[token] + lane, y[token]);
+  }
+}
+
+// kTokens tokens from `first` on, of which `count` are there, times the rows of a block.
+template <class V, int kBits, int kTokens>
+void multiply_tokens(const IntMatrix& w, int64_t block, const uint8_t* prepared, int64_t first,
+                     int64_t count, float* y, int64_t stride, int64_t rows) {
+  const IntToken layout(w);
+  alignas(64) float results[kTokens][kIntRows];
+  const uint8_t* tokens[kTokens];
+  for (int64_t token = 0; token < kTokens; ++token) {
+    tokens[token] = prepared + (first + (token < count ? token : 0)) * layout.size;
+  }
+  for (int lane = 0; lane < kIntRows; lane += V::kLanes) {
+    multiply_block<V, kBits, kTokens>(w, block, lane, tokens, results);
+  }
+  for (int64_t token = 0; token < count; ++token) {
+    const float scale = layout.scale_of(tokens[token]);
+    float* to = y + (first + token) * stride + block * kIntRows;
+    for (int64_t row = 0; row < rows; ++row) to[row] = results[token][row] * scale;
+  }
+}
+
+template <class V, int kBits>
+void multiply_bits(const IntMatrix& w, const uint8_t* prepared, int64_t tokens, float* y,
+                   int64_t stride, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; row += kIntRows) {
+    const int64_t block = row / kIntRows, rows = end - row < kIntRows ? end - row : kIntRows;
+    for (int64_t first = 0; first < tokens; first += V::kTile) {
+      const int64_t count = tokens - first < V::kTile ? tokens - first : V::kTile;
+      if (count == 1) {
+        multiply_tokens<V, kBits, 1>(w, block, prepared, first, count, y, stride, rows);
+      } else if (count == 2) {
+        multiply_tokens<V, kBits, 2>(w, block, prepared, first, count, y, stride, rows);
+      } else if (count <= 4) {
+        multiply_tokens<V, kBits, 4>(w, block, prepared, first, count, y, stride, rows);
+      } else {
+        multiply_tokens<V, kBits, V::kTile>(w, block, prepared, first, count, y, stride, rows);
+      }
+    }
+  }
+}
+
+void multiply(const IntMatrix& w, const uint8_t* prepared, int64_t tokens, float* y, int64_t stride,
+              int64_t begin, int64_t end) {
+  constexpr decltype(&multiply)kByBits[] = {
+      multiply_bits<Vector, 1>, multiply_bits<Vector, 2>, multiply_bits<Vector, 3>,
+      multiply_bits<Vector, 4>, multiply_bits<Vector, 5>, multiply_bits<Vector, 6>,
+      multiply_bits<Vector, 7>, multiply_bits<Vector, 8>};
+  kByBits[w.bits - 1](w, prepared, tokens, y, stride, begin, end);
+}
+
+// `count` floats to int8, filled up with zeros to whole units; the sum of the codes.
+template <class V>
+[[gnu::always_inline]] inline int32_t round_group(const float* a, int64_t count, int64_t units,
+                                                  float inverse, int8_t* q) {
+  typename V::Sums sums = V::no_sums();
+  int64_t at = 0;
+  for (; at + V::kLanes <= count; at += V::kLanes) {
+    const typename V::Sums rounded = V::rounded(V::load_floats(a + at), inverse);
+    sums = V::add(sums, rounded);
+    V::store_bytes(q + at, rounded);
+  }
+  const int64_t end = units * kIntUnit;
+  for (; at < end; at += V::kLanes) {
+    const typename V::Sums rounded = V::rounded(V::load_first(a + at, count - at), inverse);
+    sums = V::add(sums, rounded);
+    V::store_bytes(q + at, rounded);
+  }
+  return V::reduce(sums);
+}
+
+void prepare(const IntMatrix& w, const float* a, int64_t begin, int64_t end, uint8_t* prepared) {
+  const IntToken layout(w);
+  for (int64_t token = begin; token < end; ++token) {
+    const float* from = a + token * w.columns;
+    uint8_t* to = prepared + token * layout.size;
+    float largest = Vector::largest(from, w.columns);
+    if (largest < kIntLeast) largest = kIntLeast;
+    const float inverse = 127.0f / largest;
+    int8_t* q = reinterpret_cast<int8_t*>(to);
+    int32_t* sums = reinterpret_cast<int32_t*>(to + layout.sums);
+    for (int64_t g = 0; g < w.groups; ++g) {
+      const int64_t first = g * w.group;
+      const int64_t count = w.columns - first < w.group ? w.columns - first : w.group;
+      sums[g] = round_group<Vector>(from + first, count, w.units_of(g), inverse, q);
+      q += w.units_of(g) * kIntUnit;
+    }
+    *reinterpret_cast<float*>(to + layout.scale) = largest / 127.0f;
+  }
+}
+
+}  // namespace
+}  // namespace onnxq
