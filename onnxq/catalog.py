@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fnmatch
 import inspect
-from typing import Any
+import re
+import time
+import typing
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["format_values", "pass_values", "solver_values", "zoo_values"]
+if TYPE_CHECKING:
+    from onnxq.formats import Format
+    from onnxq.passes.base import Progress
+
+__all__ = [
+    "distortion_values",
+    "format_choice",
+    "format_values",
+    "operators_of",
+    "pass_values",
+    "solver_values",
+    "solvers_of",
+    "zoo_values",
+]
+
+_SHAPE = (4096, 4096)
+_COMMON = re.compile(r"(?!int).*|int[1-8](_g128)?")
+"""Names that are listed without being asked for: of integers, two spans of each."""
 
 
 def pass_values() -> list[dict[str, Any]]:
@@ -45,16 +68,114 @@ def solver_values() -> list[dict[str, Any]]:
     ]
 
 
-def format_values() -> list[dict[str, Any]]:
-    """Every weight format with its bits per weight on a 4096 × 4096 matrix."""
-    from onnxq.formats import format_names, parse_format
+def format_values(only: Sequence[str] = (), *, every: bool = False) -> list[dict[str, Any]]:
+    """Weight formats with bits per weight of 4096 × 4096, operators and solvers.
+
+    Args:
+        only: names, or patterns of listed names; all that are listed when empty.
+        every: list all names in common use, not only two spans of each integer.
+
+    Raises:
+        FormatError: a name is not a format, or no listed name is like the pattern.
+    """
+    from onnxq.formats import parse_format
 
     rows = []
-    for name in format_names():
+    for name in format_choice(only, every=every):
         fmt = parse_format(name)
-        bits = fmt.bits_per_weight((4096, 4096))
-        rows.append({"format": name, "bits per weight (4096 x 4096)": round(bits, 4)})
+        rows.append(
+            {
+                "format": name,
+                "family": type(fmt).__name__.removesuffix("Format").lower(),
+                "bits per weight": round(fmt.bits_per_weight(_SHAPE), 4),
+                "operators": operators_of(fmt),
+                "solvers": solvers_of(fmt),
+            }
+        )
     return rows
+
+
+def distortion_values(
+    only: Sequence[str] = (), *, every: bool = False, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """Mean squared errors of formats on 2^20 weights of N(0, 1), beside the least of any code.
+
+    Arguments and errors are those of `format_values`.
+    """
+    from onnxq.formats import parse_format
+    from onnxq.formats.distortion import gaussian_distortion
+
+    rows = []
+    names = format_choice(only, every=every)
+    for done, name in enumerate(names):
+        if progress is not None:
+            progress("measure distortion", done, len(names))
+        start = time.perf_counter()
+        found = gaussian_distortion(parse_format(name))
+        rows.append(
+            {
+                "format": name,
+                "bits per weight": round(found.bits, 4),
+                "squared error": found.squared_error,
+                "bound 2^(-2R)": found.bound,
+                "error / bound": found.ratio,
+                "seconds": round(time.perf_counter() - start, 2),
+            }
+        )
+    return rows
+
+
+def format_choice(only: Sequence[str] = (), *, every: bool = False) -> list[str]:
+    """Names of formats that are listed, see `format_values`."""
+    from onnxq.errors import FormatError
+    from onnxq.formats import format_names, parse_format
+
+    names = format_names()
+    if not only:
+        return [name for name in names if every or _COMMON.fullmatch(name)]
+    chosen: list[str] = []
+    for pattern in only:
+        if any(sign in pattern for sign in "*?["):
+            found = fnmatch.filter(names, pattern)
+            if not found:
+                raise FormatError(
+                    f"no listed format is like {pattern!r}: `onnxq formats --all` lists them."
+                )
+            chosen += found
+        else:
+            parse_format(pattern)
+            chosen.append(pattern)
+    return list(dict.fromkeys(chosen))
+
+
+def operators_of(fmt: Format) -> list[str]:
+    """Operators that multiply by 4096 × 4096 weights of this format, ours last."""
+    from onnxq.custom_ops.catalog import SPECS
+    from onnxq.errors import FormatError
+    from onnxq.formats import IntFormat, matmul_nbits_block
+
+    found = []
+    if isinstance(fmt, IntFormat):
+        with contextlib.suppress(FormatError):
+            matmul_nbits_block(fmt, _SHAPE[1])
+            found.append("MatMulNBits")
+        found.append("DequantizeLinear")
+    for spec in SPECS:
+        if isinstance(fmt, spec.formats) and spec.refusal(fmt, _SHAPE) is None:
+            found.append(spec.name)
+    return found
+
+
+def solvers_of(fmt: Format) -> list[str]:
+    """Solvers that choose codes of this format: what their ``fmt`` is declared to be."""
+    from onnxq.formats import IntFormat
+    from onnxq.passes.learned_rounding import all_solvers
+
+    return [
+        name
+        for name, one in all_solvers().items()
+        if isinstance(fmt, typing.get_type_hints(one.solve).get("fmt", IntFormat))
+    ]
 
 
 def zoo_values() -> list[dict[str, Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from onnxq.console import Json, show
+from onnxq.console import Json, progress_bars, show
 
 __all__ = ["app"]
 
@@ -38,11 +40,25 @@ def solvers(as_json: Json = False) -> None:
 
 
 @app.command()
-def formats(as_json: Json = False) -> None:
-    """List the weight formats with bits per weight."""
+def formats(
+    distortion: Annotated[
+        bool, typer.Option(help="Measure the squared error on 2^20 weights of N(0, 1).")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A name, or a pattern of listed ones. Repeatable.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All spans of integers too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the weight formats: bits per weight (4096 x 4096), operators, solvers; or distortion."""
     from onnxq import catalog, tables
 
-    show(catalog.format_values(), as_json, tables.formats)
+    if distortion:
+        with progress_bars() as progress:
+            rows = catalog.distortion_values(only or (), every=every, progress=progress)
+    else:
+        rows = catalog.format_values(only or (), every=every)
+    show(rows, as_json, tables.formats)
 
 
 @app.command()

@@ -202,8 +202,15 @@ def solvers(console: Console, rows: Sequence[Row]) -> None:
 
 
 def formats(console: Console, rows: Sequence[Row]) -> None:
-    """Print the formats."""
-    table(console, rows)
+    """Print the formats, or their distortion; solvers once for formats that share them."""
+    table(console, rows, [name for name in rows[0] if name != "solvers"] if rows else ())
+    by_solvers: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        if "solvers" in row:
+            families = by_solvers.setdefault(tuple(row["solvers"]), [])
+            families += [] if row["family"] in families else [row["family"]]
+    for solvers, families in by_solvers.items():
+        console.print(f"solvers of {', '.join(families)}: {', '.join(solvers)}", markup=False)
 
 
 def zoo(console: Console, rows: Sequence[Row]) -> None:

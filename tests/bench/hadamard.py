@@ -16,7 +16,7 @@ from onnxq.custom_ops.hadamard import hadamard_node
 from onnxq.numerics import _native
 from onnxq.numerics.hadamard import core_matrix, factor_size
 from onnxq.runtime import Session, open_session
-from tests.bench.measure import machine
+from tests.bench.measure import alternate, machine
 
 SHAPES = (
     (1, 4096),
@@ -60,24 +60,6 @@ def copy(x: np.ndarray, y: np.ndarray):
 
 def session_run(session: Session, x: np.ndarray):
     return lambda: session.run({"x": x})
-
-
-def alternate(sides: dict, rounds: int, seconds: float, clock) -> dict[str, list[float]]:
-    """Microseconds of each side in each round: as many calls as fit into ``seconds``."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    calls = {}
-    for name, side in sides.items():
-        side()
-        start = clock()
-        side()
-        calls[name] = max(1, int(seconds / (clock() - start + 1e-9)))
-    for _ in range(rounds):
-        for name, side in sides.items():
-            start = clock()
-            for _ in range(calls[name]):
-                side()
-            times[name].append((clock() - start) / calls[name] * 1e6)
-    return times
 
 
 def line(times: list[float], base: list[float]) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 from onnxq.runtime.machine import machine
 
@@ -60,3 +61,34 @@ def report(title: str, samples: dict[str, list[Sample]], ours: str) -> None:
                 f"  {name} / {ours}: {statistics.median(ratios):.2f} "
                 f"({min(ratios):.2f} to {max(ratios):.2f})"
             )
+
+
+def alternate(
+    sides: dict[str, Callable[[], object]],
+    rounds: int,
+    seconds: float,
+    clock: Callable[[], float],
+    settle: float = 0.0,
+) -> dict[str, list[float]]:
+    """Microseconds of a call of each side in each round: as many calls as fit into ``seconds``.
+
+    With ``settle`` there is a pause of so many seconds before each side, in which threads of the
+    side before stop to spin, and one call that is not timed.
+    """
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    calls = {}
+    for name, side in sides.items():
+        side()
+        start = clock()
+        side()
+        calls[name] = max(1, int(seconds / (clock() - start + 1e-9)))
+    for _ in range(rounds):
+        for name, side in sides.items():
+            if settle:
+                time.sleep(settle)
+                side()
+            start = clock()
+            for _ in range(calls[name]):
+                side()
+            times[name].append((clock() - start) / calls[name] * 1e6)
+    return times
