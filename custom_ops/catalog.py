@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
+from onnxq.custom_ops.functions import DOMAIN
+from onnxq.custom_ops.hadamard import HADAMARD
 from onnxq.custom_ops.spec import OperatorSpec
 from onnxq.formats import Format
 
-__all__ = ["SPECS", "spec_of"]
+__all__ = ["SPECS", "has_kernels", "spec_of"]
 
 SPECS: tuple[OperatorSpec, ...] = ()
 
@@ -28,3 +32,8 @@ def spec_of(fmt: Format, shape: tuple[int, int]) -> OperatorSpec | str:
                 return spec
             reason = found
     return reason
+
+
+def has_kernels(node: ir.Node) -> bool:
+    """Whether the library of operators computes this node."""
+    return node.domain == DOMAIN and node.op_type in {HADAMARD, *(spec.name for spec in SPECS)}

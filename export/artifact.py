@@ -25,6 +25,7 @@ from onnxq.errors import ArtifactError, OnnxqError
 from onnxq.evaluate import compare_models
 from onnxq.export.exported import fresh_folder, refuse_occupied
 from onnxq.export.genai import copy_companions
+from onnxq.export.operator_library import bundle_library
 from onnxq.graph import check_graph, load, save
 from onnxq.passes.runner import RecipeResult
 
@@ -94,12 +95,14 @@ def write_artifact(
         path = save(result.model, staging / MODEL_NAME)
         if companions is not None:
             copy_companions(companions, staging)
+        operators = bundle_library(result.model, staging)
         report = {
             "onnxq": importlib.metadata.version("onnxq"),
             "source": dict(source),
             "recipe": result.recipe.to_dict(),
             "versions": _versions(),
             "steps": [step.to_dict() for step in result.steps],
+            "operators": operators,
             "verification": _verify(path, original, held_back),
             "files": _files(staging),
         }

@@ -9,6 +9,7 @@ import pytest
 import onnxq.custom_ops
 from onnxq.custom_ops.hadamard import is_hadamard
 from onnxq.export import from_gguf
+from onnxq.export.operator_library import bundle_library
 from onnxq.graph import load, save
 from onnxq.passes.base import Context
 from onnxq.passes.insert_online_hadamard import InsertOnlineHadamard
@@ -36,12 +37,12 @@ def test_genai_generates_what_the_plain_model_says(folders, tmp_path, with_libra
     exported, rotated = folders
     here = shutil.copytree(rotated, tmp_path / "model")
     if with_library:
-        library = onnxq.custom_ops.library_path()
-        shutil.copy(library, here)
+        library = onnxq.custom_ops.library_path().name
+        done = bundle_library(load(here / "model.onnx"), here)
+        assert done == f"{library} holds the kernels of Hadamard"
         config = json.loads((here / "genai_config.json").read_text())
-        options = config["model"]["decoder"].setdefault("session_options", {})
-        options["custom_ops_library"] = library.name
-        (here / "genai_config.json").write_text(json.dumps(config))
+        assert config["model"]["decoder"]["session_options"]["custom_ops_library"] == library
+        assert (here / library).is_file()
     prompt = [5, 17, 40]
     ids = greedy_tokens(here, prompt, 32)
     with open_session(exported.models["model"]) as session:
@@ -49,3 +50,10 @@ def test_genai_generates_what_the_plain_model_says(folders, tmp_path, with_libra
     said = logits[len(prompt) - 1 : -1]
     gap = said.max(axis=1) - said[np.arange(len(ids)), ids]
     assert gap.max() < 1e-4 * np.abs(logits).max()  # the largest, or one within float rounding
+
+
+def test_a_model_without_operators_gets_no_library(folders):
+    exported, _ = folders
+    before = sorted(path.name for path in exported.folder.iterdir())
+    assert bundle_library(load(exported.models["model"]), exported.folder) == "not needed"
+    assert sorted(path.name for path in exported.folder.iterdir()) == before
