@@ -2,6 +2,7 @@
 
 from onnxq.formats.base import Arrays, Format, Grid, SideGrid, VectorFormat
 from onnxq.formats.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor
+from onnxq.formats.lut import LutFormat
 from onnxq.formats.nbits import encode_matmul_nbits, matmul_nbits_block, matmul_nbits_layout
 from onnxq.formats.packing import pack_codes, packed_size, unpack_codes
 from onnxq.formats.parse import FAMILIES, format_names, parse_format, parse_integers
@@ -14,6 +15,7 @@ __all__ = [
     "Granularity",
     "Grid",
     "IntFormat",
+    "LutFormat",
     "PerBlock",
     "PerChannel",
     "PerGroup",

@@ -13,11 +13,16 @@ import re
 from onnxq.errors import FormatError
 from onnxq.formats.base import Format, VectorFormat
 from onnxq.formats.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor
+from onnxq.formats.lut import LutFormat
+from onnxq.formats.trellis import TrellisFormat
 from onnxq.formats.uniform import IntFormat
 
 __all__ = ["FAMILIES", "format_names", "parse_format", "parse_integers"]
 
-FAMILIES: tuple[type[VectorFormat], ...] = ()
+FAMILIES: tuple[type[VectorFormat], ...] = (
+    TrellisFormat,
+    LutFormat,
+)
 """Formats other than integers; each reads its own names."""
 
 _GRAMMAR = re.compile(
