@@ -22,3 +22,4 @@ inline void require(bool holds, const char* what) {
 void bind_codebook(nb::module_& m);
 void bind_hadamard(nb::module_& m);
 void bind_tables(nb::module_& m);
+void bind_viterbi(nb::module_& m);

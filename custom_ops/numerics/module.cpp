@@ -331,4 +331,5 @@ NB_MODULE(_native, m) {
   bind_codebook(m);
   bind_hadamard(m);
   bind_tables(m);
+  bind_viterbi(m);
 }

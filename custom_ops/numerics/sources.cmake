@@ -7,3 +7,8 @@ onnxq_kernels(codebook_search.cpp codebook_search_avx2.cpp codebook_search_avx51
 onnxq_python(codebook_bindings.cpp)
 onnxq_compile(avx2 codebook_search_avx2.cpp)
 onnxq_compile(avx512 codebook_search_avx512.cpp)
+# Search in trellises.
+onnxq_kernels(viterbi.cpp viterbi_avx2.cpp viterbi_avx512.cpp viterbi_generic.cpp)
+onnxq_python(viterbi_bindings.cpp)
+onnxq_compile(avx2 viterbi_avx2.cpp)
+onnxq_compile(avx512 viterbi_avx512.cpp)

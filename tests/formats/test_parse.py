@@ -32,6 +32,8 @@ def test_no_granularity_is_per_channel():
 @pytest.mark.parametrize("suffix", ("", "_f16"))
 def test_str_parses_back(suffix):
     for name in format_names():
+        if suffix and not name.startswith("int"):
+            continue
         fmt = parse_format(name + suffix)
         assert parse_format(str(fmt)) == fmt
 

@@ -1,0 +1,55 @@
+// The search through a trellis for Python: see onnxq/numerics/trellis.py.
+#include "bindings.h"
+#include "viterbi.h"
+
+namespace {
+
+using onnxq::ViterbiKernels;
+
+const ViterbiKernels* named(const std::string& name) {
+  if (name.empty()) return &onnxq::viterbi_kernels();
+  for (const ViterbiKernels* kernels :
+       {onnxq::viterbi_kernels_avx512(), onnxq::viterbi_kernels_avx2(),
+        onnxq::viterbi_kernels_generic()}) {
+    if (kernels && name == kernels->name) return kernels;
+  }
+  return nullptr;
+}
+
+bool find_paths(const Array<const int16_t, 2>& values, const Array<const int16_t, 3>& targets,
+                const Array<uint16_t, 2>& states, int step_bits, int state_bits, int64_t window,
+                int threads, const std::string& name) {
+  const ViterbiKernels* kernels = named(name);
+  require(kernels != nullptr, "no such instruction set");
+  const int vector = static_cast<int>(values.shape(0));
+  require(kernels->advance(step_bits, vector) != nullptr, "no such trellis");
+  require(state_bits <= 16 && state_bits - step_bits >= 5, "bits of a state");
+  require(values.shape(1) == size_t{1} << state_bits, "shape of values");
+  require(targets.shape(2) == values.shape(0), "shape of targets");
+  require(states.shape(0) == targets.shape(0) && states.shape(1) == targets.shape(1),
+          "shape of states");
+  const int64_t length = static_cast<int64_t>(targets.shape(1));
+  require(length * step_bits >= state_bits, "the sequence is shorter than a state");
+  require(window > 0 && window <= length, "window");
+  const onnxq::Trellis of = {{state_bits, step_bits, vector}, values.data(), length, window};
+  nb::gil_scoped_release unlocked;
+  return onnxq::find_paths(of, targets.data(), static_cast<int64_t>(targets.shape(0)),
+                           states.data(), threads, *kernels);
+}
+
+nb::list viterbi_instruction_sets() {
+  nb::list names;
+  for (const ViterbiKernels* kernels :
+       {onnxq::viterbi_kernels_avx512(), onnxq::viterbi_kernels_avx2(),
+        onnxq::viterbi_kernels_generic()}) {
+    if (kernels) names.append(kernels->name);
+  }
+  return names;
+}
+
+}  // namespace
+
+void bind_viterbi(nb::module_& m) {
+  m.def("find_paths", &find_paths);
+  m.def("viterbi_instruction_sets", &viterbi_instruction_sets);
+}

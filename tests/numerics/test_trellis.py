@@ -1,0 +1,134 @@
+"""The search through trellises against the same search in NumPy, and what codes look like."""
+
+import numpy as np
+import pytest
+
+from onnxq.numerics import _native
+from onnxq.numerics.trellis import CODES, Trellis, find_paths, states_of
+
+SETS = _native.viterbi_instruction_sets()
+SHAPES = [("1mad", bits) for bits in (1, 2, 3, 4)] + [("3inst", 2), ("3inst", 4)]
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def spread_to_one(trellis):
+    values = trellis.values()
+    return values / np.sqrt(np.mean(np.square(values, dtype=np.float64)))
+
+
+def fixed(numbers):
+    return np.clip(np.rint(numbers * 8192), -32767, 32767).astype(np.int64)
+
+
+class Reference:
+    """Viterbi's algorithm with whole numbers, one ring at a time, time running backwards."""
+
+    def __init__(self, trellis, values):
+        self.bits, self.size = trellis.step_bits, trellis.state_bits
+        self.values = fixed(values)
+        rate = trellis.step_bits / trellis.vector
+        self.doublings = 2 if rate >= 3.5 else 1 if rate >= 2.5 else 0
+
+    def distances(self, target):
+        apart = np.clip(self.values - target, -32768, 32767)
+        for _ in range(self.doublings):
+            apart = np.clip(2 * apart, -32768, 32767)
+        return ((apart * apart + 2**14) >> 15).T
+
+    def search(self, targets, costs):
+        """Costs of the states at the end, and of each step the branch that won by overlap."""
+        floor, won = 0, []
+        for target in targets:
+            branches = costs.reshape(2**self.bits, -1)
+            won.append(branches.argmin(axis=0))
+            least = np.maximum(branches.min(axis=0) - floor, 0)
+            floor = least.min()
+            costs = np.repeat(least, 2**self.bits)
+            for distance in self.distances(target):
+                costs = np.minimum(costs + distance, 65535)
+        return costs, won
+
+    def before(self, state, won):
+        overlap = state >> self.bits
+        return overlap | int(won[overlap]) << (self.size - self.bits)
+
+    def ring(self, targets, window):
+        targets, steps = fixed(targets[::-1]), len(targets)
+        around = targets[np.arange(-window, window) % steps]
+        costs, won = self.search(around, np.zeros(2**self.size, np.int64))
+        state = int(costs.argmin())
+        for step in range(2 * window - 1, window, -1):
+            state = self.before(state, won[step])
+        joint = state >> self.bits
+        costs = np.full((2**self.bits, 2 ** (self.size - self.bits)), 65535)
+        costs[:, joint] = 0
+        costs, won = self.search(targets, costs.reshape(-1))
+        ends = costs.reshape(2**self.bits, -1)[:, joint]
+        path = [joint | int(ends.argmin()) << (self.size - self.bits)]
+        for step in range(steps - 1, 0, -1):
+            path.append(self.before(path[-1], won[step]))
+        return np.array(path)
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize(("code", "bits"), SHAPES)
+def test_paths_are_those_of_the_reference(code, bits, instruction_set):
+    trellis = Trellis(code=code, step_bits=bits, state_bits=10)
+    values = spread_to_one(trellis)
+    targets = draw(3, 48, trellis.vector)
+    targets[0, 5] = 9  # beyond every value
+    found = find_paths(
+        trellis, values, targets, window=20, threads=2, instruction_set=instruction_set
+    )
+    reference = Reference(trellis, values)
+    for ring, states in zip(targets, found, strict=True):
+        assert np.array_equal(states, reference.ring(ring, 20))
+
+
+@pytest.mark.parametrize(("code", "bits"), SHAPES)
+def test_paths_close_to_rings_made_of_their_codes(code, bits):
+    trellis = Trellis(code=code, step_bits=bits)
+    states = find_paths(trellis, spread_to_one(trellis), draw(2, 32, trellis.vector), window=8)
+    codes = states & (2**bits - 1)
+    assert np.array_equal(states_of(trellis, codes), states)
+
+
+def test_threads_and_instruction_sets_change_nothing():
+    trellis = Trellis(code="1mad", step_bits=2)
+    values, targets = spread_to_one(trellis), draw(5, 40, 1)
+    wanted = find_paths(trellis, values, targets, threads=1, instruction_set=SETS[0])
+    for threads, name in [(2, SETS[0]), (3, SETS[-1]), (16, SETS[0])]:
+        found = find_paths(trellis, values, targets, threads=threads, instruction_set=name)
+        assert np.array_equal(found, wanted)
+
+
+def test_values_of_the_codes_are_whole_numbers_of_their_unit():
+    for state in (0, 1, 4660, 65535):
+        mixed = (state * 34038481 + 0x04910000) % 2**32
+        found = Trellis(code="1mad", step_bits=2).whole_values()[state]
+        assert found == sum(mixed.to_bytes(4, "little")) - 510
+        mixed = (state * 89226354 + 0x03D40000) % 2**32
+        halves = [((half & 0x8FFF) ^ 0x3B60) for half in (mixed & 0xFFFF, mixed >> 16)]
+        numbers = np.array(halves, np.uint16).view(np.float16).astype(float)
+        assert Trellis(code="3inst", step_bits=2).values()[state] == numbers.sum()
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_values_look_gaussian(code):
+    values = spread_to_one(Trellis(code=code, step_bits=4)).astype(np.float64)
+    assert abs(values.mean()) < 0.02
+    # The kurtosis of a Gaussian is 3, of a sum of four even numbers 2.7.
+    assert 2.5 < np.mean(values**4) < 3.5
+
+
+def test_shorter_rings_and_longer_windows_are_refused_by_the_kernel():
+    trellis = Trellis(code="1mad", step_bits=2)
+    with pytest.raises(ValueError, match="shorter than a state"):
+        find_paths(trellis, trellis.values(), draw(1, 7, 1))
+    with pytest.raises(ValueError, match="no such trellis"):
+        find_paths(Trellis(code="1mad", step_bits=5), trellis.values(), draw(1, 64, 1))
+    with pytest.raises(ValueError, match="no such instruction set"):
+        find_paths(trellis, trellis.values(), draw(1, 64, 1), instruction_set="mmx")
