@@ -155,11 +155,10 @@ class WeightSolver:
         how: Gathering,
     ) -> None:
         """Learn the codes of ``sites`` through their blocks; arguments and errors as `gather`."""
-        for site in sites:
-            require_integers(self._solver.name, formats[site.name])
+        name = self._solver.name
         learned = learn_codes(
             model,
-            formats,
+            {site.name: require_integers(name, formats[site.name]) for site in sites},
             sites,
             context,
             solver=self._solver,
