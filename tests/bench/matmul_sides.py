@@ -18,6 +18,7 @@ from onnxq.runtime import Session, open_session
 
 NBITS = [(bits, block) for bits in (2, 4, 8) for block in (32, 64, 128)]
 OWN = ("fp32", "dynamic int8", *(f"MatMulNBits {bits}-bit g{block}" for bits, block in NBITS))
+_TEXT_TYPES = {"float32": "float", "int8": "int8", "uint8": "uint8"}
 ENCODED_ROWS = 64  # of random weights; the others repeat them
 
 Arrays = dict[str, np.ndarray]
@@ -45,37 +46,8 @@ class Side:
     close: Callable[[], None]
 
 
-def runtime_sides(
-    shape: Shape, threads: int, *, names: Iterable[str], set_bytes: int = 0
-) -> dict[str, Side]:
-    """Sides of ONNX Runtime's own operators and of formats of onnxq, by name.
-
-    Args:
-        shape: rows and columns of a weight.
-        threads: of the sessions.
-        names: of `OWN` or of `onnxq_names`.
-        set_bytes: with as many weights as fill so many bytes; one weight when 0.
-    """
-    return {name: runtime_side(name, shape, threads, set_bytes) for name in names}
-
-
-def onnxq_names(formats: Iterable[str], shape: Shape) -> list[str]:
-    """Names of sides: each format with every operator that multiplies by such weights."""
-    return [
-        f"{spec.name} {name}"
-        for name in formats
-        for fmt in (parse_format(name),)
-        for spec in SPECS
-        if isinstance(fmt, spec.formats) and spec.refusal(fmt, shape) is None
-    ]
-
-
-def weights_in(one: int, set_bytes: int) -> int:
-    """How many weights of ``one`` bytes fill the set, one at least."""
-    return max(1, math.ceil(set_bytes / one))
-
-
-def runtime_side(name: str, shape: Shape, threads: int, set_bytes: int) -> Side:
+def runtime_side(name: str, shape: Shape, threads: int, set_bytes: int = 0) -> Side:
+    """One side of `OWN` or `onnxq_names`; its weights fill ``set_bytes``, or are one."""
     if name in OWN:
         text, arrays, kind = _own(name, shape)
         weights = _weights(arrays, set_bytes)
@@ -98,6 +70,22 @@ def runtime_side(name: str, shape: Shape, threads: int, set_bytes: int) -> Side:
         bound=lambda x: _bound(session, x, shape[0]),
         close=session.close,
     )
+
+
+def onnxq_names(formats: Iterable[str], shape: Shape) -> list[str]:
+    """Names of sides: each format with every operator that multiplies by such weights."""
+    return [
+        f"{spec.name} {name}"
+        for name in formats
+        for fmt in (parse_format(name),)
+        for spec in SPECS
+        if isinstance(fmt, spec.formats) and spec.refusal(fmt, shape) is None
+    ]
+
+
+def weights_in(one: int, set_bytes: int) -> int:
+    """How many weights of ``one`` bytes fill the set, one at least."""
+    return max(1, math.ceil(set_bytes / one))
 
 
 def _size(arrays: Arrays) -> int:
@@ -151,11 +139,13 @@ def _own_model(text: str, arrays: Arrays, shape: Shape, weights: int) -> ir.Mode
     rows, columns = shape
     model = _empty_model(columns)
     head = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>'
-    text = f"{head} one (float[n, {columns}] x) => (float[n, {rows}] Y) {{ {text} }}"
+    names = ", ".join(f"{_TEXT_TYPES[str(array.dtype)]} {key}" for key, array in arrays.items())
+    text = f"{head} one (float[n, {columns}] x, {names}) => (float[n, {rows}] Y) {{ {text} }}"
     for index in range(weights):
         one = ir.from_onnx_text(text).graph
         given = _stored(model.graph, arrays, index) | {"x": model.graph.inputs[0]}
         (y,) = one.outputs
+        one.outputs.clear()
         for node in list(one):
             one.remove(node)
             node.name = f"{node.op_type}_{index}"
