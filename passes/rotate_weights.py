@@ -53,7 +53,7 @@ class RotateWeights(FloatTransform):
     """
 
     sites: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ("*lm_head*",)
+    exclude: tuple[str, ...] = ("*lm_head*", "@head")
     seed: int = 0
 
     change: ClassVar[str] = "a rotation"

@@ -18,6 +18,7 @@ from onnxq.passes.base import Context, Pass, PassReport, Progress, Samples, no_p
 from onnxq.passes.promise import Kept, PromiseKeeper
 from onnxq.passes.recipe import Recipe
 from onnxq.passes.site_outliers import OutlierShift, OutlierWatch
+from onnxq.passes.site_patterns import name_roles
 from onnxq.runtime import random_samples
 
 Check = Literal["auto", "off"]
@@ -169,12 +170,13 @@ def _run_step(
 ) -> StepResult:
     who = step.key()
     require_stage(model, step.needs_stage, who)
+    acting = name_roles(step, model)
     if watch is not None and _moves_outliers(step):
         watch.before(model)
     start = time.perf_counter()
     try:
-        step.requires(model)
-        report = step.call(model, context)
+        acting.requires(model)
+        report = acting.call(model, context)
     except OnnxqError as error:
         error.add_note(f"(while running the pass {who})")
         raise

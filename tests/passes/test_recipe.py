@@ -74,6 +74,6 @@ def test_an_entry_of_a_table_can_be_overridden():
     assert recipe.steps[-1].solver_options == {"damping": 0.05}
     recipe = load_recipe("int4_gptq", ["quantize_weights.overrides.*down_proj*=int8_channel"])
     assert recipe.steps[-1].overrides == {
-        "*lm_head*": "int8_g64",
+        "@head": "int8_g64",
         "*down_proj*": "int8_channel",
     }
