@@ -2,8 +2,8 @@
 
 Finished measurements are kept as JSON in a work folder, one file for each model and recipe, so an
 interrupted run goes on where it stopped and one figure can be measured again by deleting its file.
-The last parts of the page, solvers and transforms by formats, are of `onnxq.models.solver_results`
-and `onnxq.models.transform_results`.
+The last parts of the page are of `onnxq.models.solver_results`, `onnxq.models.point_results` and
+`onnxq.models.transform_results`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ from onnxq.evaluate import latency
 from onnxq.evaluate.size import file_bytes
 from onnxq.export.artifact import Artifact, write_artifact
 from onnxq.graph import load
+from onnxq.models.point_results import (
+    finished_points,
+    measure_points,
+    point_part,
+    point_tasks,
+)
 from onnxq.models.registry import tasks
 from onnxq.models.solver_results import (
     finished_cells,
@@ -49,6 +55,11 @@ RECIPES = ("int8_static", "int8", "int4", "int8_dynamic")
 _ROUNDS = 15
 _PARTICULARS = re.compile(r"'[^']+'|[\d.]+(?= dB at)")
 """Names and figures that differ from site to site in one and the same reason."""
+_PARTS = {
+    "solvers": "solvers by formats",
+    "points": "formats of points",
+    "transforms": "transforms by formats",
+}
 _OVERRIDES = {("smollm2", "int8_static"): ("insert_qdq.min_output_db=0",)}
 """Switches of single runs: the noise of 151 sites on windows of 512 tokens takes an hour."""
 
@@ -60,27 +71,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=cache_folder() / "results")
     parser.add_argument("--only", nargs="*", help="names of models; all when not given")
     parser.add_argument("--again", action="store_true", help="measure again what is there")
-    parser.add_argument(
-        "--solvers",
-        choices=("measure", "finished"),
-        default="measure",
-        help="measure what is missing of solvers by formats, or show what is finished",
-    )
-    parser.add_argument(
-        "--transforms",
-        choices=("measure", "finished"),
-        default="measure",
-        help="measure what is missing of transforms by formats, or show what is finished",
-    )
+    for part, what in _PARTS.items():
+        parser.add_argument(
+            f"--{part}",
+            choices=("measure", "finished"),
+            default="measure",
+            help=f"measure what is missing of {what}, or show what is finished",
+        )
     options = parser.parse_args()
     results = {}
     for name, task in tasks().items():
         if options.only and name not in options.only:
             continue
         results[name] = measure(task, options.work / name, again=options.again)
-    parts: dict[str, dict[str, Any]] = {"solvers": {}, "transforms": {}}
+    parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
     for part, known, run, finished in (
         ("solvers", solver_tasks(), measure_solvers, finished_cells),
+        ("points", point_tasks(), measure_points, finished_points),
         ("transforms", transform_tasks(), measure_transforms, finished_transforms),
     ):
         for name in (name for name in known if name in results):
@@ -209,9 +216,10 @@ def _megabytes(paths: Any) -> float:
 def page(
     results: Mapping[str, Mapping[str, Any]],
     solvers: Mapping[str, Mapping[str, Any]],
+    points: Mapping[str, Mapping[str, Any]],
     transforms: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """The markdown page of all results: models by recipes, solvers, transforms by formats."""
+    """The markdown page of all results: recipes, solvers, formats of points, transforms."""
     lines = [
         "# Results",
         "",
@@ -225,6 +233,7 @@ def page(
     for name, result in results.items():
         lines += _section(name, result)
     lines += solver_part(solvers)
+    lines += point_part(points)
     lines += transform_part(transforms)
     return "\n".join(lines) + "\n"
 

@@ -30,6 +30,7 @@ from onnxq.models.result_cells import (
     keep,
     keep_source,
     kept,
+    mean,
 )
 from onnxq.models.task import Task
 from onnxq.models.transform_grid import (
@@ -43,9 +44,12 @@ from onnxq.models.transform_grid import (
 from onnxq.passes.runner import RecipeResult, run_recipe
 
 __all__ = [
+    "Given",
     "finished_transforms",
+    "measure_rounded",
     "measure_transforms",
     "transform_tasks",
+    "transformed",
 ]
 
 
@@ -131,17 +135,26 @@ def _measure_row(task: Task, folder: Path, name: str, formats: Sequence[str], gi
         fmt = FORMATS[task.name][key]
         rows = transform.rows(fmt)
         if repr(rows) not in applied:
-            applied = {repr(rows): _transformed(name, rows, given)}  # one at a time in memory
+            applied = {repr(rows): transformed(name, rows, given)}  # one at a time in memory
         found = applied[repr(rows)]
         cell = (
             _refused(found)
             if isinstance(found, OnnxqError)
-            else _measure(task, found, fmt.rows(clip_is_learned=transform.learns_clip), given)
+            else measure_rounded(
+                task, found, fmt.rows(clip_is_learned=transform.learns_clip), given
+            )
         )
         keep(_file(folder, name, key), {**cell, "passes": _passes(task, name, key)})
 
 
-def _transformed(name: str, rows: Sequence[Row], given: Given) -> Transformed | OnnxqError:
+def transformed(name: str, rows: Sequence[Row], given: Given) -> Transformed | OnnxqError:
+    """The float models of a task, prepared and with some passes applied; or why not.
+
+    Args:
+        name: of the set of passes, for messages.
+        rows: the passes behind `PREPARE`.
+        given: files and inputs of the task.
+    """
     built, calibration, _ = given
     start = time.perf_counter()
     try:
@@ -180,18 +193,27 @@ def _idle(results: Mapping[str, RecipeResult]) -> list[str]:
     return clauses
 
 
-def _measure(
-    task: Task, transformed: Transformed, rows: Sequence[Row], given: Given
+def measure_rounded(
+    task: Task, models_given: Transformed, rows: Sequence[Row], given: Given
 ) -> dict[str, Any]:
+    """A cell: the transformed models rounded by some passes, and what that did to them.
+
+    Args:
+        task: whose metric it is.
+        models_given: what `transformed` gave.
+        rows: the passes that round, weights last.
+        given: files and inputs of the task.
+    """
     built, calibration, held_back = given
-    models, transform_seconds, idle = transformed
+    models, transform_seconds, idle = models_given
     start = time.perf_counter()
     try:
         recipe = recipe_of("formats", rows)
-        done = {
-            role: run_recipe(model, recipe, samples=calibration[role], check="off").model
+        results = {
+            role: run_recipe(model, recipe, samples=calibration[role], check="off")
             for role, model in models.items()
         }
+        done = {role: result.model for role, result in results.items()}
         seconds = time.perf_counter() - start
         metrics = task.evaluate(done, source=built)
         apart = distance(task, built, done, held_back)
@@ -201,6 +223,14 @@ def _measure(
         "metric": metrics[task.primary],
         "seconds": seconds,
         "transform_seconds": transform_seconds,
+        "bits": mean(
+            [
+                site.bits
+                for result in results.values()
+                for site in result.steps[-1].report.changed
+                if site.format == rows[-1][1]["format"]
+            ]
+        ),
         "idle": idle,
         **apart,
     }
