@@ -28,11 +28,13 @@ def pack_codes(codes: npt.NDArray[Any], bits: int) -> Bytes:
     Args:
         codes: ``[..., n]``, int8 or uint8; negative codes keep their low ``bits`` bits (two's
             complement, as ONNX INT4 does).
-        bits: 1 to 8.
+        bits: 1 to 8; up to 16 for uint16 codes.
 
     Returns:
         uint8 ``[..., ceil(n * bits / 8)]``; unused high bits of the last byte are 0.
     """
+    if bits > 8:
+        return _pack_wide(codes.astype("<u2", copy=False), bits)
     raw = codes.view(np.uint8) if codes.dtype == np.int8 else codes.astype(np.uint8, copy=False)
     if bits == 8:
         return np.ascontiguousarray(raw)
@@ -51,7 +53,9 @@ def pack_codes(codes: npt.NDArray[Any], bits: int) -> Bytes:
 
 
 def unpack_codes(packed: Bytes, bits: int, count: int, *, signed: bool) -> npt.NDArray[Any]:
-    """Undo `pack_codes`: ``[..., count]`` int8 when ``signed``, else uint8."""
+    """Undo `pack_codes`: ``[..., count]`` int8 when ``signed``, else uint8, uint16 over 8 bits."""
+    if bits > 8:
+        return _unpack_wide(packed, bits, count)
     if bits == 8:
         raw = packed[..., :count].copy()
         return raw.view(np.int8) if signed else raw
@@ -69,3 +73,18 @@ def unpack_codes(packed: Bytes, bits: int, count: int, *, signed: bool) -> npt.N
         return raw
     unused = np.uint8(8 - bits)
     return (raw << unused).view(np.int8) >> np.int8(unused)
+
+
+def _pack_wide(codes: npt.NDArray[np.uint16], bits: int) -> Bytes:
+    each = np.ascontiguousarray(codes)[..., None].view(np.uint8)
+    if bits == 16:
+        return each.reshape(*codes.shape[:-1], -1)
+    streams = np.unpackbits(each, axis=-1, count=bits, bitorder="little")
+    return np.packbits(streams.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
+
+
+def _unpack_wide(packed: Bytes, bits: int, count: int) -> npt.NDArray[np.uint16]:
+    stream = np.unpackbits(packed, axis=-1, count=count * bits, bitorder="little")
+    each = stream.reshape(*packed.shape[:-1], count, bits)
+    wide = np.packbits(each, axis=-1, bitorder="little")
+    return np.ascontiguousarray(wide).view("<u2")[..., 0].astype(np.uint16)

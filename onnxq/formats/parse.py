@@ -12,6 +12,8 @@ import re
 
 from onnxq.errors import FormatError
 from onnxq.formats.base import Format, VectorFormat
+from onnxq.formats.codebook import CodebookFormat
+from onnxq.formats.e8p import E8pFormat
 from onnxq.formats.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor
 from onnxq.formats.lut import LutFormat
 from onnxq.formats.trellis import TrellisFormat
@@ -22,6 +24,8 @@ __all__ = ["FAMILIES", "format_names", "parse_format", "parse_integers"]
 FAMILIES: tuple[type[VectorFormat], ...] = (
     TrellisFormat,
     LutFormat,
+    CodebookFormat,
+    E8pFormat,
 )
 """Formats other than integers; each reads its own names."""
 
