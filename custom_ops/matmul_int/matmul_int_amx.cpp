@@ -35,8 +35,8 @@ constexpr TileConfig config_of(uint16_t bytes) {
 // In static storage: compilers have optimised a configuration off the stack.
 alignas(64) constexpr TileConfig kOneUnit = config_of(32), kTwoUnits = config_of(64);
 
-// One group of one block, from unit `first` on: (code - zero) * ratio as int8; of 8 bits,
-// code - 128.
+// A unit of a block: (code - zero) * ratio as int8, with (zero * ratio) in every byte of `offset`
+// and the ratio in every word of `factor`.
 template <int kBits, bool kHasRatios, int i = 0>
 [[gnu::always_inline]] inline void unpack_unit(const uint8_t* unit, __m512i factor, __m512i offset,
                                                int8_t* to) {
@@ -49,31 +49,27 @@ template <int kBits, bool kHasRatios, int i = 0>
   }
 }
 
+// Units of a block from `unit` on; 8-bit codes, which need not fit without their zero, less 128.
 template <int kBits, bool kHasRatios>
 void unpack(const IntMatrix& w, int64_t block, int64_t unit, int64_t units, int8_t* to) {
   const uint8_t* from = w.codes + block * w.block_bytes() + unit * kBits * kIntVector;
-  const __m512i every_byte = _mm512_set1_epi32(0x01010101), every_word = _mm512_set1_epi32(0x10001);
-  for (int64_t left = 0; units > 0; --units, ++unit, --left) {
-    static_assert(kIntVector == 64);
-    __m512i factor = _mm512_setzero_si512(), offset = factor;
-    const int64_t g = unit / w.units;
-    left = (g + 1) * w.units - unit;
+  const int64_t end = unit + units;
+  for (int64_t g = unit / w.units; unit < end; ++g) {
     const int64_t side = (block * w.groups + g) * kIntRows;
-    offset = kBits == 8 ? _mm512_set1_epi32(128) : Vector512::widen(w.zeros + side);
+    __m512i factor = _mm512_setzero_si512();
+    __m512i offset = kBits == 8 ? _mm512_set1_epi32(128) : Vector512::widen(w.zeros + side);
     if constexpr (kHasRatios) {
       factor = Vector512::widen(w.ratios + side);
       offset = _mm512_mullo_epi32(offset, factor);
-      factor = _mm512_mullo_epi32(factor, every_word);
+      factor = _mm512_mullo_epi32(factor, _mm512_set1_epi32(0x00010001));
     }
-    offset = _mm512_mullo_epi32(offset, every_byte);
-    for (; left > 1 && units > 1; --left, --units, ++unit) {
+    offset = _mm512_mullo_epi32(offset, _mm512_set1_epi32(0x01010101));
+    const int64_t group_end = (g + 1) * w.units < end ? (g + 1) * w.units : end;
+    for (; unit < group_end; ++unit) {
       unpack_unit<kBits, kHasRatios>(from, factor, offset, to);
       from += kBits * kIntVector;
       to += kUnitBytes;
     }
-    unpack_unit<kBits, kHasRatios>(from, factor, offset, to);
-    from += kBits * kIntVector;
-    to += kUnitBytes;
   }
 }
 
