@@ -17,6 +17,9 @@ class Search {
   Search(const Trellis& of, const ViterbiKernels& kernels)
       : of_(of),
         advance_(kernels.advance(of.shape.step_bits, of.shape.vector)),
+        advance_twice_(of.shape.state_bits - 2 * of.shape.step_bits < 5
+                           ? nullptr
+                           : kernels.advance_twice(of.shape.step_bits, of.shape.vector)),
         costs_(new uint16_t[static_cast<size_t>(2 * of.shape.cost_count())]),
         choices_(new uint32_t[static_cast<size_t>(
             std::max(of.length, 2 * of.window) * of.shape.choice_count())]) {}
@@ -24,7 +27,9 @@ class Search {
   void run(const int16_t* targets, uint16_t* states) {
     const int64_t joint = find_joint(targets);
     start(joint);
-    for (int64_t step = 0; step < of_.length; ++step) advance(targets, step, step);
+    for (int64_t step = 0; step < of_.length; step += 2) {
+      advance(targets + step * of_.shape.vector, step);
+    }
     // The last state is one of those that the joint may follow: the best of them.
     trace(joint | best_branch(joint) << overlap_bits(), states);
   }
@@ -47,10 +52,20 @@ class Search {
     }
   }
 
-  void advance(const int16_t* targets, int64_t target, int64_t step) {
-    floor_ = advance_(of_.shape, {before_, floor_, of_.values, targets + target * of_.shape.vector,
-                                  after_, choices_at(step)});
-    std::swap(before_, after_);
+  // Two steps, `step` and the one after it, to targets [2][vector].
+  void advance(const int16_t* targets, int64_t step) {
+    const TrellisShape& shape = of_.shape;
+    if (advance_twice_ != nullptr) {
+      floor_ = advance_twice_(
+          shape, {before_, floor_, of_.values, targets, after_, choices_at(step)});
+      std::swap(before_, after_);
+      return;
+    }
+    for (int64_t next = 0; next < 2; ++next) {
+      floor_ = advance_(shape, {before_, next == 0 ? floor_ : uint16_t{0}, of_.values,
+                                targets + next * shape.vector, after_, choices_at(step + next)});
+      std::swap(before_, after_);
+    }
   }
 
   // The overlap at the joint on the best path through a window around it.
@@ -58,8 +73,9 @@ class Search {
     start(0);
     std::fill(before_, after_, uint16_t{0});
     const int64_t span = of_.window;
-    for (int64_t step = 0; step < 2 * span; ++step) {
-      advance(targets, (step - span + of_.length) % of_.length, step);
+    for (int64_t step = 0; step < 2 * span; step += 2) {
+      const int64_t place = (step - span + of_.length) % of_.length;
+      advance(targets + place * of_.shape.vector, step);
     }
     int64_t best = 0;
     for (int64_t state = 0; state < of_.shape.states(); ++state) {
@@ -103,7 +119,7 @@ class Search {
   }
 
   const Trellis& of_;
-  ViterbiKernels::Advance advance_;
+  ViterbiKernels::Advance advance_, advance_twice_;
   std::unique_ptr<uint16_t[]> costs_;
   std::unique_ptr<uint32_t[]> choices_;
   uint16_t *before_ = nullptr, *after_ = nullptr, floor_ = 0;

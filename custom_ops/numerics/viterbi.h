@@ -12,8 +12,8 @@ namespace onnxq {
 struct Trellis {
   TrellisShape shape;
   const int16_t* values;  // [vector][states]
-  int64_t length;         // steps of a sequence, which closes to a ring
-  int64_t window;         // steps before and after the joint from which the joint is chosen
+  int64_t length;         // steps of a sequence, which closes to a ring; even
+  int64_t window;         // steps before and after the joint that choose it; even
 };
 
 // For each of `sequences` rows of targets [length][vector]: its states [length], of which each is

@@ -53,6 +53,7 @@ struct Wide {
   struct Spread {
     Vector all;
     uint16_t lanes[40];
+    Spread() = default;
     explicit Spread(Vector value) : all(value) { store(lanes, value); }
     template <int kBits>
     Vector part(int part) const {

@@ -32,6 +32,7 @@ struct Wide {
   // Every lane 2^bits times over, 32 of them at a time.
   struct Spread {
     Vector all;
+    Spread() = default;
     explicit Spread(Vector value) : all(value) {}
     template <int kBits>
     Vector part(int part) const {

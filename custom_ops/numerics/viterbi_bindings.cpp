@@ -30,7 +30,8 @@ bool find_paths(const Array<const int16_t, 2>& values, const Array<const int16_t
           "shape of states");
   const int64_t length = static_cast<int64_t>(targets.shape(1));
   require(length * step_bits >= state_bits, "the sequence is shorter than a state");
-  require(window > 0 && window <= length, "window");
+  require(length % 2 == 0, "an odd number of steps");
+  require(window > 0 && window % 2 == 0 && window <= length, "window");
   const onnxq::Trellis of = {{state_bits, step_bits, vector}, values.data(), length, window};
   nb::gil_scoped_release unlocked;
   return onnxq::find_paths(of, targets.data(), static_cast<int64_t>(targets.shape(0)),

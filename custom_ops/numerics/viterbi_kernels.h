@@ -29,23 +29,27 @@ struct TrellisShape {
 
 // Costs are uint16 that saturate. The squared distance of a target w to a value v is
 // (2^d (v - w))^2 / 2^15, all in saturating int16.
-struct TrellisStep {
+struct TrellisSteps {
   const uint16_t* before;  // costs of all states, placed
   uint16_t floor;          // taken off every cost
   const int16_t* values;   // [vector][states]
-  const int16_t* targets;  // [vector]
+  const int16_t* targets;  // [steps][vector]
   uint16_t* after;
-  // [overlaps / 32][branches]: bit `lane` of word n says that of the two sides of node n of the
-  // tournament of the branches (node 1 the final, 2n and 2n + 1 the sides of n) the right one won.
+  // [steps][overlaps / 32][branches]: bit `lane` of word n says that of the two sides of node n of
+  // the tournament of the branches (node 1 the final, 2n and 2n + 1 the sides of n) the right one
+  // won.
   uint32_t* choices;
 };
 
 struct ViterbiKernels {
   const char* name;
-  // The step for this shape; gives the least cost, floor taken off, before the distances. Null
-  // when no such shape is compiled.
-  using Advance = uint16_t (*)(const TrellisShape&, const TrellisStep&);
+  // Gives the least cost before the distances of the last step.
+  using Advance = uint16_t (*)(const TrellisShape&, const TrellisSteps&);
+  // One step; null when no such trellis is compiled.
   Advance (*advance)(int step_bits, int vector);
+  // Two steps as one, the same results in less time; null when not compiled. An overlap of both
+  // steps needs five bits.
+  Advance (*advance_twice)(int step_bits, int vector);
 };
 
 const ViterbiKernels& viterbi_kernels();          // the best one this CPU has

@@ -45,7 +45,8 @@ LEAST_OVERLAP = 5
 
 def _one_mad(states: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
     mixed = states * np.uint32(34038481) + np.uint32(0x0491_0000)
-    return mixed.view(np.uint8).reshape(-1, 4).sum(axis=1, dtype=np.int32)[:, None] - 510
+    values: npt.NDArray[np.int32] = mixed.view(np.uint8).reshape(-1, 4).sum(1, np.int32) - 510
+    return values[:, None]
 
 
 def _three_instructions(states: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
@@ -53,7 +54,8 @@ def _three_instructions(states: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]
     halves = (mixed.view(np.uint16).reshape(-1, 2) & np.uint16(0x8FFF)) ^ np.uint16(0x3B60)
     # Exponents are 12 to 15: in units of 2^-13 even the smallest has a whole mantissa.
     numbers = halves.view(np.float16).astype(np.float32) * 8192
-    return numbers.sum(axis=1, keepdims=True).astype(np.int32)
+    values: npt.NDArray[np.int32] = numbers.sum(axis=1, keepdims=True).astype(np.int32)
+    return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,7 @@ def find_paths(
     values: Array,
     targets: Array,
     *,
-    window: int = 128,
+    window: int | None = None,
     threads: int | None = None,
     instruction_set: str = "",
 ) -> npt.NDArray[np.uint16]:
@@ -147,8 +149,9 @@ def find_paths(
         values: ``[2^state_bits, vector]``: those of the code, scaled so that their spread is
             about 1; what is beyond ±4 is taken as ±4.
         targets: ``[sequences, steps, vector]``, in the same units.
-        window: steps before and behind the joint of the ring that choose its bits; half of the
-            steps are as good as any, 48 cost 0.6 % of the squared distance and half of the time.
+        window: steps before and behind the joint of the ring that choose its bits, an even number;
+            a quarter of the steps when None. Half of them, with 2 bits a weight, lower the squared
+            distance by 0.4 % and take a third more time.
         threads: of the kernel; the result does not depend on it.
         instruction_set: ``generic``, ``avx2`` or ``avx512``; the best there is when empty.
 
@@ -168,7 +171,7 @@ def find_paths(
         states,
         trellis.step_bits,
         trellis.state_bits,
-        min(window, steps),
+        steps // 8 * 2 if window is None else window,
         threads or default_threads(),
         instruction_set,
     )
@@ -178,4 +181,5 @@ def find_paths(
 
 
 def _fixed(numbers: Array) -> npt.NDArray[np.int16]:
-    return np.clip(np.rint(numbers * 8192), -32767, 32767).astype(np.int16)
+    whole: npt.NDArray[np.int16] = np.clip(np.rint(numbers * 8192), -32767, 32767).astype(np.int16)
+    return whole

@@ -41,10 +41,10 @@ class Reference:
     def search(self, targets, costs):
         """Costs of the states at the end, and of each step the branch that won by overlap."""
         floor, won = 0, []
-        for target in targets:
+        for step, target in enumerate(targets):
             branches = costs.reshape(2**self.bits, -1)
             won.append(branches.argmin(axis=0))
-            least = np.maximum(branches.min(axis=0) - floor, 0)
+            least = np.maximum(branches.min(axis=0) - (0 if step % 2 else floor), 0)
             floor = least.min()
             costs = np.repeat(least, 2**self.bits)
             for distance in self.distances(target):
@@ -74,9 +74,10 @@ class Reference:
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("state_bits", (10, 13))  # one step at a time, and two
 @pytest.mark.parametrize(("code", "bits"), SHAPES)
-def test_paths_are_those_of_the_reference(code, bits, instruction_set):
-    trellis = Trellis(code=code, step_bits=bits, state_bits=10)
+def test_paths_are_those_of_the_reference(code, bits, state_bits, instruction_set):
+    trellis = Trellis(code=code, step_bits=bits, state_bits=state_bits)
     values = spread_to_one(trellis)
     targets = draw(3, 48, trellis.vector)
     targets[0, 5] = 9  # beyond every value
@@ -124,10 +125,12 @@ def test_values_look_gaussian(code):
     assert 2.5 < np.mean(values**4) < 3.5
 
 
-def test_shorter_rings_and_longer_windows_are_refused_by_the_kernel():
+def test_rings_that_the_kernel_does_not_know_are_refused():
     trellis = Trellis(code="1mad", step_bits=2)
     with pytest.raises(ValueError, match="shorter than a state"):
-        find_paths(trellis, trellis.values(), draw(1, 7, 1))
+        find_paths(trellis, trellis.values(), draw(1, 6, 1))
+    with pytest.raises(ValueError, match="an odd number of steps"):
+        find_paths(trellis, trellis.values(), draw(1, 65, 1))
     with pytest.raises(ValueError, match="no such trellis"):
         find_paths(Trellis(code="1mad", step_bits=5), trellis.values(), draw(1, 64, 1))
     with pytest.raises(ValueError, match="no such instruction set"):
