@@ -23,3 +23,4 @@ void bind_codebook(nb::module_& m);
 void bind_hadamard(nb::module_& m);
 void bind_tables(nb::module_& m);
 void bind_viterbi(nb::module_& m);
+void bind_e8p(nb::module_& m);

@@ -330,6 +330,7 @@ NB_MODULE(_native, m) {
   m.def("round_columns", &round_columns);
   bind_codebook(m);
   bind_hadamard(m);
+  bind_e8p(m);
   bind_tables(m);
   bind_viterbi(m);
 }

@@ -224,3 +224,23 @@ def find_paths(
     /,
 ) -> bool: ...
 def viterbi_instruction_sets() -> list[str]: ...
+def e8p_round(
+    values: _Floats,
+    scales: _Floats,
+    codes: npt.NDArray[np.uint16],
+    points: _Floats,
+    bits: int,
+    threads: int,
+    instructions: str,
+    /,
+) -> None: ...
+def e8p_costs(
+    values: _Floats,
+    scales: _Floats,
+    importance: _Floats,
+    costs: _Doubles,
+    bits: int,
+    threads: int,
+    instructions: str,
+    /,
+) -> None: ...
