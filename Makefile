@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 EXTRAS := cpu,torch,hf,gguf,genai,media,plots,dev
 NATIVE := $(shell find custom_ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name CMakeLists.txt)
 
-.PHONY: setup demo test slow lint wheel-smoke results clean
+.PHONY: setup demo test slow lint wheel-smoke results docs clean
 
 setup: $(VENV)/.installed
 
@@ -35,6 +35,10 @@ lint: setup
 
 results: setup
 	$(BIN)/python -m onnxq.models.results docs/results.md
+
+# the parts of pages that are written from the code
+docs: setup
+	$(BIN)/python -m onnxq.pages docs
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -20,6 +20,7 @@ __all__ = [
     "distortion_values",
     "format_choice",
     "format_values",
+    "operator_values",
     "operators_of",
     "pass_values",
     "solver_values",
@@ -115,10 +116,10 @@ def distortion_values(
         rows.append(
             {
                 "format": name,
-                "bits per weight": round(found.bits, 4),
+                "bits": round(found.bits, 4),
                 "squared error": found.squared_error,
-                "bound 2^(-2R)": found.bound,
-                "error / bound": found.ratio,
+                "2^(-2R)": found.bound,
+                "ratio": found.ratio,
                 "seconds": round(time.perf_counter() - start, 2),
             }
         )
@@ -164,6 +165,25 @@ def operators_of(fmt: Format) -> list[str]:
         if isinstance(fmt, spec.formats) and spec.refusal(fmt, _SHAPE) is None:
             found.append(spec.name)
     return found
+
+
+def operator_values() -> list[dict[str, Any]]:
+    """Every operator that multiplies by stored weights, with what its spec says."""
+    from onnxq.custom_ops.catalog import SPECS
+
+    rows = format_values()
+    return [
+        {
+            "operator": spec.name,
+            "summary": spec.summary,
+            "inputs": ["A", *spec.arrays],
+            "attributes": re.findall(r"\w+", spec.body.partition("<")[2].partition(">")[0]),
+            "formats": [row["format"] for row in rows if spec.name in row["operators"]],
+            "opset": spec.lowest_opset,
+            "kernels": list(spec.kernels),
+        }
+        for spec in SPECS
+    ]
 
 
 def solvers_of(fmt: Format) -> list[str]:

@@ -62,6 +62,14 @@ def formats(
 
 
 @app.command()
+def operators(as_json: Json = False) -> None:
+    """List the operators of onnxq that multiply by stored weights, their formats and kernels."""
+    from onnxq import catalog, tables
+
+    show(catalog.operator_values(), as_json, tables.operators)
+
+
+@app.command()
 def models(as_json: Json = False) -> None:
     """List the real models and data sets that examples and results use."""
     from onnxq import catalog, tables

@@ -213,6 +213,11 @@ def formats(console: Console, rows: Sequence[Row]) -> None:
         console.print(f"solvers of {', '.join(families)}: {', '.join(solvers)}", markup=False)
 
 
+def operators(console: Console, rows: Sequence[Row]) -> None:
+    """Print the operators."""
+    table(console, rows, ("operator", "inputs", "attributes", "formats", "kernels"))
+
+
 def zoo(console: Console, rows: Sequence[Row]) -> None:
     """Print the zoo."""
     table(console, rows)

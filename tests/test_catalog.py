@@ -60,6 +60,6 @@ def test_solvers_are_those_that_say_they_take_the_format():
 
 def test_distortion_stands_beside_its_bound():
     (row,) = rows_of("--distortion", "--only", "int4_g128")
-    assert row["bound 2^(-2R)"] == pytest.approx(2 ** (-2 * row["bits per weight"]))
-    assert row["error / bound"] == pytest.approx(row["squared error"] / row["bound 2^(-2R)"])
+    assert row["2^(-2R)"] == pytest.approx(2 ** (-2 * row["bits"]))
+    assert row["ratio"] == pytest.approx(row["squared error"] / row["2^(-2R)"])
     assert row["squared error"] == pytest.approx(0.0106, rel=0.02)
