@@ -10,9 +10,10 @@ import onnx_ir as ir
 from onnxq.calibration import Range
 from onnxq.graph.names import unique_value_name
 from onnxq.graph.weights import add_weight
+from onnxq.passes.activation_grid import Grid
 from onnxq.passes.fake_quantization import fake_quantizer
 
-__all__ = ["ActivationPoints", "Point"]
+__all__ = ["ActivationPoints", "Point", "grid_of"]
 
 _TYPES = {
     (8, True): ir.DataType.INT8,
@@ -74,19 +75,19 @@ class ActivationPoints:
 
     def _static(self, point: Point, found: Range) -> ir.Value:
         """[Clip →] QuantizeLinear → DequantizeLinear, with constant scale and zero point."""
-        scale, zero, limits = _parameters(point, found)
+        grid = grid_of(point, found)
         dtype = point.value.dtype or ir.DataType.FLOAT
         kind = _TYPES.get((point.bits, point.symmetric))
         nodes = []
         value = point.value
         if kind is None:  # no type of that width: a wider one whose ends are never reached
             kind = _TYPES[8, point.symmetric]
-            ends = [(end - zero) * scale for end in limits]
+            ends = [(end - grid.zero) * grid.scale for end in (grid.lowest, grid.highest)]
             bounds = [self._constant(point, f"end_{i}", end, dtype) for i, end in enumerate(ends)]
             nodes.append(ir.node("Clip", [value, *bounds]))
             value = nodes[0].outputs[0]
-        step = self._constant(point, "scale", scale, dtype)
-        origin = self._constant(point, "zero", zero, kind)
+        step = self._constant(point, "scale", grid.scale, dtype)
+        origin = self._constant(point, "zero", grid.zero, kind)
         nodes.append(ir.node("QuantizeLinear", [value, step, origin]))
         nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], step, origin]))
         values = self._insert(nodes, point)
@@ -130,11 +131,15 @@ def _graph_of(value: ir.Value) -> ir.Graph:
     return graph
 
 
-def _parameters(point: Point, found: Range) -> tuple[float, int, tuple[int, int]]:
-    """Scale, as the type of the activation holds it, zero point, and the ends of the codes.
+def grid_of(point: Point, found: Range) -> Grid:
+    """The values a point rounds to, with the scale as the type of the activation holds it.
 
     Symmetric: s = max|x| / (2^(b−1) − 1). Asymmetric, with zero in the range: s = (h − l) /
     (2^b − 1), z = round(−l / s). A range of a single zero gets scale 1.
+
+    Args:
+        point: tells bits, symmetry and type.
+        found: the calibrated range.
     """
     dtype = point.value.dtype or ir.DataType.FLOAT
     low, high = min(found.low, 0.0), max(found.high, 0.0)
@@ -147,4 +152,4 @@ def _parameters(point: Point, found: Range) -> tuple[float, int, tuple[int, int]
     tiny = float(np.finfo(np.float32).tiny if dtype == ir.DataType.FLOAT else 2.0**-14)
     scale = float(np.array(wished if wished >= tiny else 1.0, dtype.numpy()))
     zero = 0 if point.symmetric else int(np.clip(round(-low / scale), bottom, top))
-    return scale, zero, (bottom, top)
+    return Grid(scale=scale, zero=zero, lowest=bottom, highest=top)

@@ -21,18 +21,18 @@ An LSTM becomes com.microsoft's DynamicQuantizeLSTM, which does the same inside.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from onnxq.errors import RecipeError, UnsupportedGraph
+from onnxq.errors import RecipeError
 from onnxq.graph import Site, find_sites
 from onnxq.graph.stage import Stage
-from onnxq.graph.versions import opset_of
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.dynamic_writing import DynamicWriter, dynamic_refusal, lstm_refusal
 from onnxq.passes.int8_weights import Int8Weights
+from onnxq.passes.preconditions import need_float_weight, need_opset
+from onnxq.passes.site_patterns import is_meant
 
 __all__ = ["DynamicInt8"]
 
@@ -83,19 +83,8 @@ class DynamicInt8(Pass):
         Raises:
             UnsupportedGraph: says what was found and what to do first.
         """
-        sites = [site for site in find_sites(model) if not site.is_embedding]
-        done = [site for site in sites if site.already is not None]
-        if done and not any(s.already is None and s.weight is not None for s in sites):
-            raise UnsupportedGraph(
-                f"The model is already quantized: {done[0].name!r} is {done[0].already}, and no "
-                "float weight is left. Quantize the float model it was made from."
-            )
-        if opset_of(model) < _MINIMUM_OPSET:
-            raise UnsupportedGraph(
-                f"DynamicQuantizeLinear needs opset {_MINIMUM_OPSET}, and the model has "
-                f"{opset_of(model)}: put convert_opset with minimum={_MINIMUM_OPSET} earlier in "
-                "the recipe."
-            )
+        need_float_weight(model, "Quantize the float model it was made from.")
+        need_opset(model, _MINIMUM_OPSET, "DynamicQuantizeLinear")
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Rewrite site by site."""
@@ -131,7 +120,7 @@ class DynamicInt8(Pass):
             return f"it is already quantized ({site.already})"
         if site.is_embedding:
             return "it is a table to look up, not a weight to multiply by"
-        if any(fnmatch.fnmatchcase(site.name, p) or p == site.kind for p in self.exclude):
+        if is_meant(site, self.exclude):
             return "the recipe leaves it in float"
         if site.kind == "LSTM":
             return lstm_refusal(site) if self.recurrent else "recurrent layers are not asked for"

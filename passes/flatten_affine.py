@@ -28,15 +28,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import UnsupportedGraph
 from onnxq.graph.activation_clip import record_clip
-from onnxq.graph.versions import opset_of
 from onnxq.passes.affine_learning import Learned, learn_points
 from onnxq.passes.affine_pass import AffinePass
 from onnxq.passes.affine_points import PointPlan, find_points
 from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.kronecker_writing import FUNCTION_OPSET, insert_kronecker, unapply_kronecker
 from onnxq.passes.migration import Migration, find_migrations, scale_channels
+from onnxq.passes.preconditions import need_opset
 
 if TYPE_CHECKING:
     from onnxq.learning.affine import AffinePoint
@@ -78,12 +77,7 @@ class FlattenAffine(AffinePass):
     def requires(self, model: ir.Model) -> None:
         """Raise unless the model is still in float and its opset can express the map."""
         super().requires(model)
-        if opset_of(model) < FUNCTION_OPSET:
-            raise UnsupportedGraph(
-                f"KroneckerMatMul needs opset {FUNCTION_OPSET}, and the model has "
-                f"{opset_of(model)}: put convert_opset with minimum={FUNCTION_OPSET} earlier in "
-                "the recipe."
-            )
+        need_opset(model, FUNCTION_OPSET, "KroneckerMatMul")
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Learn on a copy, layer by layer; then write what was learned.

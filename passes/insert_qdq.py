@@ -14,7 +14,6 @@ Which patterns they recognise differs, and is a table: `onnxq.passes.qdq_targets
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -22,15 +21,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.calibration import check_ranges
-from onnxq.errors import UnsupportedGraph
 from onnxq.graph import Site, find_sites
 from onnxq.graph.scratch import Scratch
 from onnxq.graph.stage import Stage, clone_model
-from onnxq.graph.versions import opset_of
 from onnxq.passes.base import Context, Pass, PassReport, Progress, Promise, SiteReport
 from onnxq.passes.base import no_progress as silent
 from onnxq.passes.bias_correction import bias_corrections
 from onnxq.passes.int8_weights import Int8Weights
+from onnxq.passes.preconditions import need_float_weight, need_opset
 from onnxq.passes.qdq_outputs import Deviation
 from onnxq.passes.qdq_placement import Placement, observed_ranges
 from onnxq.passes.qdq_targets import ActivationType, Target, target_of
@@ -38,6 +36,8 @@ from onnxq.passes.qdq_trial import Trials, least_left, noise_reasons
 from onnxq.passes.qdq_writing import QdqWriter
 from onnxq.passes.site_noise import measure_sites, noisiest
 from onnxq.passes.site_operands import bias_refusal, weight_refusal
+from onnxq.passes.site_patterns import is_meant
+from onnxq.passes.token_noise import loud_reasons, token_noise
 
 __all__ = ["InsertQdq"]
 
@@ -78,6 +78,9 @@ class InsertQdq(Pass):
         changed_decisions: fraction of the decisions, the greatest of the classes of a softmax at
             an output, that may change on calibration samples.
         noise_samples: calibration samples to measure noise and means on.
+        min_token_db: signal-to-noise ratio, mean over tokens, that a MatMul or Gemm is to keep when
+            its input is rounded with its one step; those that keep less are left in float, for
+            `dynamic_int8` behind this pass to give each token a step. 0 does not measure.
     """
 
     target: str = "onnxruntime-cpu"
@@ -94,6 +97,7 @@ class InsertQdq(Pass):
     check_together: bool = True
     changed_decisions: float = 0.0
     noise_samples: int = 4
+    min_token_db: float = 0.0
 
     promise: ClassVar[Promise] = Promise.CLOSE
     needs_stage: ClassVar[Stage] = Stage.CALIBRATED
@@ -108,20 +112,8 @@ class InsertQdq(Pass):
             RecipeError: there are no rules for the target.
         """
         target_of(self.target)
-        sites = [site for site in find_sites(model) if not site.is_embedding]
-        floats = [site for site in sites if site.already is None and site.weight is not None]
-        done = [site for site in sites if site.already is not None]
-        if done and not floats:
-            raise UnsupportedGraph(
-                f"The model is already quantized: {done[0].name!r} is {done[0].already}, and no "
-                "float weight is left. Quantize the float model it was made from."
-            )
-        if opset_of(model) < _MINIMUM_OPSET:
-            raise UnsupportedGraph(
-                f"Scales per channel need opset {_MINIMUM_OPSET}, and the model has "
-                f"{opset_of(model)}: put convert_opset with minimum={_MINIMUM_OPSET} earlier in "
-                "the recipe."
-            )
+        need_float_weight(model, "Quantize the float model it was made from.")
+        need_opset(model, _MINIMUM_OPSET, "A scale for each channel")
         check_ranges(model)
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
@@ -144,13 +136,15 @@ class InsertQdq(Pass):
             reports[site.name] = SiteReport(site=site.name, reason=reason)
             if reason is None:
                 accepted.append(site)
+        loud = self._loud(model, accepted, placement, context)
+        accepted = [site for site in accepted if site.name not in loud]
         moved = any(site.bias_node for site in accepted if site.kind.startswith("Conv"))
         accepted = [writer.absorb_conv_bias(site) for site in accepted]
         if self.correct_bias and context.samples is not None and accepted:
             count = self.noise_samples
             shifts |= bias_corrections(model, accepted, weights, context.samples, count)
         measured = self._noisy(model, accepted, products, placement, weights, shifts, context)
-        for name, reason in measured.items():
+        for name, reason in (loud | measured).items():
             reports[name] = SiteReport(site=name, reason=reason)
         accepted = [site for site in accepted if reports[site.name].reason is None]
         reports |= self._insert(accepted, products, writer, placement, context.progress)
@@ -180,6 +174,18 @@ class InsertQdq(Pass):
                 reports[site.name] = self._write(site, writer, placement)
             writer.write_points(placement, {site.node for site in sites}, target_of(self.target))
         return reports
+
+    def _loud(
+        self, model: ir.Model, sites: Sequence[Site], placement: Placement, context: Context
+    ) -> dict[str, str]:
+        """The sites for whose tokens one step is too little, each with the reason."""
+        if context.samples is None or self.min_token_db <= 0:
+            return {}
+        context.progress("measure tokens", 0, 0)
+        grids = {
+            site: placement.parameters(site.input).grid for site in sites if site.input is not None
+        }
+        return loud_reasons(token_noise(model, grids, context.samples), self.min_token_db)
 
     def _noisy(
         self,
@@ -268,22 +274,16 @@ class InsertQdq(Pass):
         """Whether the site multiplies two activations and was asked to be quantized."""
         if not self.activation_matmuls or site.kind != "MatMul" or site.weight is not None:
             return False
-        if site.path or self._is_excluded(site):
+        if site.path or is_meant(site, self.exclude):
             return False
         return all(v is not None and placement.range_of(v) is not None for v in site.node.inputs)
-
-    def _is_excluded(self, site: Site) -> bool:
-        return any(
-            fnmatch.fnmatchcase(site.name, pattern) or pattern == site.kind
-            for pattern in self.exclude
-        )
 
     def _refusal(self, site: Site, target: Target, placement: Placement) -> str | None:
         if site.already is not None:
             return f"it is already quantized ({site.already})"
         if site.is_embedding:
             return "it is a table to look up, not a weight to multiply by"
-        if self._is_excluded(site):
+        if is_meant(site, self.exclude):
             return "the recipe leaves it in float"
         if site.kind in target.refusals:
             return target.refusals[site.kind]

@@ -10,25 +10,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxq.calibration import ChannelRange, Range, range_of
 from onnxq.graph import Site, is_weight, read_weight
+from onnxq.passes.activation_grid import Parameters, activation_parameters
 from onnxq.passes.qdq_targets import ActivationType, Target
 
-__all__ = ["Parameters", "Placement", "Point", "activation_parameters", "observed_ranges"]
-
-_LIMITS: dict[ActivationType, tuple[int, int]] = {"uint8": (0, 255), "int8": (-128, 127)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameters:
-    """Scale and zero point of the codes of an activation: x ≈ scale · (code − zero)."""
-
-    scale: float
-    zero: int
-    dtype: ActivationType
+__all__ = ["Placement", "Point", "observed_ranges"]
 
 
 @dataclasses.dataclass
@@ -46,29 +35,6 @@ class Point:
     parameters: Parameters
     readers: set[tuple[ir.Node, int]] = dataclasses.field(default_factory=set)
     all: bool = False
-
-
-def activation_parameters(
-    low: float, high: float, *, dtype: ActivationType, symmetric: bool
-) -> Parameters:
-    """Scale and zero point that cover [low, high] and represent 0 exactly.
-
-    Asymmetric: scale = (high − low) / 255, zero = round(qmin − low / scale). Symmetric int8:
-    scale = max(|low|, |high|) / 127 and zero 0; symmetric uint8 has its zero at 128. A range of a
-    single zero gets scale 1.
-    """
-    qmin, qmax = _LIMITS[dtype]
-    low, high = min(low, 0.0), max(high, 0.0)
-    if symmetric:
-        scale, zero = max(-low, high) / 127.0, (qmin + qmax + 1) // 2
-    else:
-        scale, zero = (high - low) / (qmax - qmin), 0
-    scale = float(np.float32(scale))
-    if not scale >= float(np.finfo(np.float32).tiny):
-        return Parameters(1.0, zero if symmetric else qmin, dtype)
-    if not symmetric:
-        zero = int(np.clip(round(qmin - low / scale), qmin, qmax))
-    return Parameters(scale, zero, dtype)
 
 
 def observed_ranges(model: ir.Model) -> dict[str, Range]:
@@ -211,7 +177,7 @@ class Placement:
         if reader.op_type == "Clip" and (bounds := _clip_bounds(reader)) != (0.0, bounds[1]):
             return value
         floor = activation_parameters(0.0, 1.0, dtype=self._dtype, symmetric=self._symmetric)
-        return output if floor.zero == _LIMITS[self._dtype][0] else value
+        return output if floor.zero == floor.grid.lowest else value
 
     def _activations(self, node: ir.Node) -> range:
         """Indices of the inputs that hold activations."""

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph import Site, add_weight, names_held, read_weight, unique_value_name
+from onnxq.passes.activation_grid import Parameters
 from onnxq.passes.int8_weights import (
     Int8Weight,
     Int8Weights,
@@ -18,7 +19,7 @@ from onnxq.passes.int8_weights import (
     int32_bias,
     scale_floor,
 )
-from onnxq.passes.qdq_placement import Parameters, Placement, Point
+from onnxq.passes.qdq_placement import Placement, Point
 from onnxq.passes.qdq_targets import Target
 from onnxq.passes.site_operands import operand_transposed
 

@@ -24,8 +24,7 @@ ranges: Krishnamoorthi (arXiv:1806.08342).
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
@@ -34,16 +33,18 @@ from onnxq.calibration import ObserverSpec, Range, collect_ranges
 from onnxq.calibration.collect import Ranges
 from onnxq.calibration.observers import Method
 from onnxq.calibration.readings import ConvReading, LinearReading, reading_of
-from onnxq.errors import RecipeError, UnsupportedGraph
+from onnxq.errors import RecipeError
 from onnxq.graph.activation_clip import clip_of
 from onnxq.graph.opset import infer_shapes
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage
-from onnxq.graph.versions import opset_of
 from onnxq.graph.weights import is_weight
-from onnxq.passes.activation_points import ActivationPoints, Point
-from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.activation_points import ActivationPoints, Point, grid_of
+from onnxq.passes.base import Context, Pass, PassReport, Promise, Samples, SiteReport
 from onnxq.passes.fake_quantization import FUNCTION_OPSET, rounded_by
+from onnxq.passes.preconditions import need_float_weight, need_opset
+from onnxq.passes.site_patterns import is_meant
+from onnxq.passes.token_noise import loud_reasons, token_noise
 
 __all__ = ["QuantizeActivations"]
 
@@ -72,6 +73,9 @@ class QuantizeActivations(Pass):
             off, the others get finer steps. Multiplies what a learned transform has recorded.
         observer: how the range is chosen, for ``tensor``.
         percentile: percentage of the values inside the range, for observer ``percentile``.
+        min_token_db: for ``tensor``: signal-to-noise ratio, mean over tokens, that a MatMul or Gemm
+            is to keep when its input is rounded with its one scale; inputs of those that keep less
+            get a scale for each token. 0 does not measure.
         overrides: bits by name pattern, or operator type, of sites; the first match wins.
         exclude: name patterns, or operator types, of sites to leave alone.
     """
@@ -82,6 +86,7 @@ class QuantizeActivations(Pass):
     clip: float = 1.0
     observer: Method = "minmax"
     percentile: float = 99.99
+    min_token_db: float = 0.0
     overrides: Mapping[str, int] = dataclasses.field(default_factory=dict)
     exclude: tuple[str, ...] = ()
 
@@ -110,6 +115,11 @@ class QuantizeActivations(Pass):
                 "clip cuts the range of each token; a calibrated range is cut by its observer: "
                 "set observer=percentile or observer=mse."
             )
+        if self.granularity == "token" and self.min_token_db > 0:
+            raise RecipeError(
+                "min_token_db looks for tokens that one scale for all would lose, and with "
+                "granularity=token each has its own: leave it out, or set granularity=tensor."
+            )
 
     @property
     def needs_samples(self) -> bool:
@@ -122,19 +132,9 @@ class QuantizeActivations(Pass):
         Raises:
             UnsupportedGraph: says what was found and what to do first.
         """
-        done = [site for site in find_sites(model) if site.already is not None]
-        if done and not any(s.already is None and s.weight is not None for s in find_sites(model)):
-            raise UnsupportedGraph(
-                f"The model is already quantized: {done[0].name!r} is {done[0].already}, and no "
-                "float weight is left. Put quantize_activations before the pass that quantizes "
-                "weights."
-            )
+        need_float_weight(model, "Put quantize_activations before the pass that quantizes weights.")
         wanted = FUNCTION_OPSET if self.granularity == "token" else _STATIC_OPSET
-        if opset_of(model) < wanted:
-            raise UnsupportedGraph(
-                f"Rounding activations as asked for needs opset {wanted}, and the model has "
-                f"{opset_of(model)}: put convert_opset with minimum={wanted} earlier in the recipe."
-            )
+        need_opset(model, wanted, "Rounding activations as asked for")
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Find what every site asks for, measure where that is needed, then write.
@@ -151,8 +151,9 @@ class QuantizeActivations(Pass):
             else self._point(site)
             for site in sites
         }
+        loud: dict[str, str] = {}
         if self.needs_samples:
-            outcomes = self._measured(model, outcomes, context)
+            outcomes, loud = self._measured(model, outcomes, context)
         points = ActivationPoints(model)
         reports = []
         for number, (site, outcome) in enumerate(outcomes.items()):
@@ -164,8 +165,8 @@ class QuantizeActivations(Pass):
             reports.append(
                 SiteReport(
                     site=site.name,
-                    format=f"a{outcome.bits}_{self.granularity}",
-                    note=_SIMULATED if outcome.range is None else _STATIC,
+                    format=f"a{outcome.bits}_{'tensor' if outcome.range else 'token'}",
+                    note=_note(outcome, loud.get(site.name)),
                 )
             )
         modified = any(report.reason is None for report in reports)
@@ -180,7 +181,7 @@ class QuantizeActivations(Pass):
             )
         if site.is_embedding:
             return "it looks up rows of its weight and multiplies no activation"
-        if self._names(site, self.exclude):
+        if is_meant(site, self.exclude):
             return "the recipe leaves it in float"
         if site.refusal is not None:
             return site.refusal
@@ -211,17 +212,17 @@ class QuantizeActivations(Pass):
 
     def _bits_of(self, site: Site) -> int:
         for pattern, bits in self.overrides.items():
-            if self._names(site, (pattern,)):
+            if is_meant(site, (pattern,)):
                 return bits
         return self.bits
 
-    def _names(self, site: Site, patterns: Sequence[str]) -> bool:
-        return any(fnmatch.fnmatchcase(site.name, p) or p == site.kind for p in patterns)
-
     def _measured(
         self, model: ir.Model, outcomes: Mapping[Site, Point | str], context: Context
-    ) -> dict[Site, Point | str]:
-        """The points with their calibrated ranges; those without one become reasons."""
+    ) -> tuple[dict[Site, Point | str], dict[str, str]]:
+        """The points with their calibrated ranges; those without one become reasons.
+
+        Points of sites that would lose too much keep no range, and why is told by their name.
+        """
         samples = context.needed_samples(
             "quantize_activations with granularity=tensor needs samples to measure ranges on, "
             "and the recipe was run without data: give some (a folder of .npz files, texts, "
@@ -243,10 +244,37 @@ class QuantizeActivations(Pass):
                 ),
                 progress=context.progress,
             )
-        return {
+        ranged = {
             site: outcome if isinstance(outcome, str) else _ranged(outcome, found[outcome.bits])
             for site, outcome in outcomes.items()
         }
+        loud = self._loud(model, ranged, samples, context)
+        return {s: outcomes[s] if s.name in loud else ranged[s] for s in outcomes}, loud
+
+    def _loud(
+        self,
+        model: ir.Model,
+        ranged: Mapping[Site, Point | str],
+        samples: Samples,
+        context: Context,
+    ) -> dict[str, str]:
+        """Why sites get a scale for each token although one for all was asked for, by name."""
+        if self.min_token_db <= 0:
+            return {}
+        context.progress("measure tokens", 0, 0)
+        grids = {
+            site: grid_of(point, point.range)
+            for site, point in ranged.items()
+            if isinstance(point, Point) and point.range is not None
+        }
+        return loud_reasons(token_noise(model, grids, samples), self.min_token_db)
+
+
+def _note(point: Point, loud: str | None) -> str:
+    """What a reader should know of a rounded activation."""
+    if point.range is not None:
+        return _STATIC
+    return _SIMULATED if loud is None else f"{loud}: so each token has a scale; {_SIMULATED}"
 
 
 def _row_axes(value: ir.Value, reading: LinearReading | ConvReading) -> tuple[int, ...] | str:

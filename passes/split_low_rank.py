@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import RecipeError, UnsupportedGraph
+from onnxq.errors import RecipeError
 from onnxq.graph.names import unique_value_name
 from onnxq.graph.sites import Site
 from onnxq.graph.topology import Topology
-from onnxq.graph.versions import opset_of
 from onnxq.graph.weights import add_weight, is_weight, read_weight, weight_tensor
 from onnxq.numerics.rotation import first_part
 from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.fake_quantization import rounded_by
 from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.int8_weights import drop_unused
+from onnxq.passes.preconditions import need_opset
 from onnxq.passes.site_patterns import is_named
 
 __all__ = ["SplitLowRank"]
@@ -82,12 +82,7 @@ class SplitLowRank(FloatTransform):
             UnsupportedGraph: says what was found and what to do first.
         """
         super().requires(model)
-        if opset_of(model) < _MINIMUM_OPSET:
-            raise UnsupportedGraph(
-                f"Split with given sizes needs opset {_MINIMUM_OPSET}, and the model has "
-                f"{opset_of(model)}: put convert_opset with minimum={_MINIMUM_OPSET} earlier in "
-                "the recipe."
-            )
+        need_opset(model, _MINIMUM_OPSET, "Split with given sizes")
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Split site by site; weights are sliced when they are read."""

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from onnxq.calibration import Range
 from onnxq.errors import RecipeError
 from onnxq.graph import find_sites
-from onnxq.passes.qdq_placement import Placement, activation_parameters
+from onnxq.passes.activation_grid import activation_parameters
+from onnxq.passes.qdq_placement import Placement
 from onnxq.passes.qdq_targets import TARGETS, target_of
 
 LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
