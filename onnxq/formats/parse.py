@@ -1,7 +1,7 @@
 """Formats by name: ``int4_g128_asym`` and back.
 
 Each family reads its own names (`FAMILIES`). The grammar of integers is
-``int<bits>[_tensor | _channel | _g<size> | _b<rows>x<columns>][_asym][_pos][_f16]``
+``int<bits>[_tensor | _channel | _g<size> | _b<rows>x<columns>][_asym][_pos][_f16][_two]``
 where bits are 1 to 8. No granularity means ``channel``.
 """
 
@@ -33,7 +33,7 @@ _GRAMMAR = re.compile(
     r"int(?P<bits>[1-8])"
     r"(?:_(?P<coarse>tensor|channel)|_g(?P<group>[1-9]\d*)"
     r"|_b(?P<rows>[1-9]\d*)x(?P<columns>[1-9]\d*))?"
-    r"(?P<asym>_asym)?(?P<pos>_pos)?(?P<half>_f16)?"
+    r"(?P<asym>_asym)?(?P<pos>_pos)?(?P<half>_f16)?(?P<two>_two)?"
 )
 
 
@@ -71,6 +71,7 @@ def _integers(match: re.Match[str]) -> IntFormat:
         granularity=_granularity(match),
         scale_dtype="float32" if match["half"] is None else "float16",
         positive=match["pos"] is not None,
+        two_level=match["two"] is not None,
     )
 
 
@@ -100,5 +101,5 @@ def _no_such_format(text: str) -> str:
     return (
         f"{text!r} is not a format; the nearest name is {near[0]!r}. A name is "
         "int<bits 1-8>, then _tensor, _channel, _g<size> or _b<rows>x<columns>, then _asym, "
-        "_pos or _f16: for example int8_channel, int4_g128, int2_g64_asym."
+        "_pos, _f16 or _two: for example int8_channel, int4_g128, int2_g64_asym."
     )

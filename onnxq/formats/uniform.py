@@ -1,7 +1,7 @@
 """Uniform integers: a code, one scale per group, and one zero point per group when asymmetric.
 
 The value of a code is ``(code - zero) * scale``. How scales are chosen from a range, and why, is
-told in `onnxq.numerics.rounding`.
+told in `onnxq.numerics.rounding`; what scales of two levels are, in `onnxq.formats.two_level`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
@@ -17,7 +18,9 @@ from onnxq.errors import FormatError
 from onnxq.formats.base import Arrays, check_weight
 from onnxq.formats.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor
 from onnxq.formats.packing import pack_codes, packed_size, unpack_codes
+from onnxq.formats.two_level import largest_ratio, round_scales, split_scales
 from onnxq.numerics.rounding import MINMAX, Rounded, Rounding, round_groups
+from onnxq.numerics.scale_search import ScaleGrid, round_to
 from onnxq.numerics.whole import round_whole
 
 __all__ = ["IntFormat"]
@@ -38,6 +41,8 @@ class IntFormat:
         scale_dtype: ``float32`` or ``float16``; codes are chosen with the rounded scale.
         positive: keep symmetric scales above 0, which TensorRT asks for, at a cost of 0.2 dB
             (groups of 128) to 0.8 dB (groups of 32) at 4 bits. 8-bit scales are always positive.
+        two_level: scales of a row are integer multiples of one number, which is what is stored,
+            with an int8 for each group; of 1 to 4 bits and groups.
     """
 
     bits: int
@@ -45,6 +50,7 @@ class IntFormat:
     granularity: Granularity = dataclasses.field(default_factory=PerChannel)
     scale_dtype: Literal["float32", "float16"] = "float32"
     positive: bool = False
+    two_level: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
@@ -55,12 +61,15 @@ class IntFormat:
             )
         if self.positive and (not self.symmetric or self.bits == 8):
             object.__setattr__(self, "positive", False)
+        if self.two_level:
+            self._check_two_level()
 
     def __str__(self) -> str:
         parts = [f"int{self.bits}", str(self.granularity)]
         parts += [] if self.symmetric else ["asym"]
         parts += ["pos"] if self.positive else []
         parts += ["f16"] if self.scale_dtype == "float16" else []
+        parts += ["two"] if self.two_level else []
         return "_".join(parts)
 
     @property
@@ -115,6 +124,8 @@ class IntFormat:
         else:
             how = self.rounding(self.group_size(columns), shrink)
             rounded = round_groups(weight.astype(np.float32, copy=False), how, threads=threads)
+        if self.two_level:
+            rounded = self._on_two_levels(weight, rounded, threads)
         shape = self.granularity.scales_shape(rows, columns)
         arrays: Arrays = {
             "codes": rounded.codes.reshape(rows, columns),
@@ -123,6 +134,25 @@ class IntFormat:
         if rounded.zeros is not None:
             arrays["zeros"] = rounded.zeros.reshape(shape)
         return arrays
+
+    def stored_scales(self, scales: Any) -> Any:
+        """Scales as they are stored: what every solver chooses codes with.
+
+        Args:
+            scales: shaped by the granularity, a float type; NumPy or torch.
+
+        Returns:
+            Of ``scale_dtype``; of two levels, the whole scales.
+        """
+        if self.two_level:
+            return round_scales(scales, self.largest_ratio)
+        xp = array_api_compat.array_namespace(scales)
+        return xp.astype(scales, getattr(xp, self.scale_dtype), copy=False)
+
+    @property
+    def largest_ratio(self) -> int:
+        """The largest multiple of the row's number that a scale of two levels may be."""
+        return largest_ratio(self.bits, self.symmetric)
 
     def decode(self, arrays: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """The weight ``[rows, columns]`` float32 that the arrays of `encode` stand for."""
@@ -134,11 +164,15 @@ class IntFormat:
         return weight
 
     def pack(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """The bytes that are stored: codes and zeros as bits, row by row (see `pack_codes`)."""
-        packed: Arrays = {
-            "codes": pack_codes(arrays["codes"], self.bits),
-            "scales": np.ascontiguousarray(arrays["scales"], self.scale_dtype),
-        }
+        """The bytes that are stored: codes and zeros as bits, row by row (see `pack_codes`).
+
+        Of two levels, ``scales`` ``[rows, 1]`` are those of rows, ``ratios`` int8 those of groups.
+        """
+        packed: Arrays = {"codes": pack_codes(arrays["codes"], self.bits)}
+        packed["scales"] = np.ascontiguousarray(arrays["scales"], self.scale_dtype)
+        if self.two_level:
+            split = split_scales(packed["scales"], self.largest_ratio)
+            packed["scales"], packed["ratios"] = split
         if "zeros" in arrays:
             packed["zeros"] = pack_codes(arrays["zeros"], self.bits)
         return packed
@@ -151,6 +185,8 @@ class IntFormat:
             "codes": unpack_codes(packed["codes"], self.bits, columns, signed=self.symmetric),
             "scales": packed["scales"],
         }
+        if self.two_level:
+            arrays["scales"] = packed["scales"] * packed["ratios"].astype(np.float32)
         if "zeros" in packed:
             arrays["zeros"] = unpack_codes(packed["zeros"], self.bits, groups, signed=False)
         return arrays
@@ -160,7 +196,10 @@ class IntFormat:
         rows, columns = shape
         scale_rows, groups = self.granularity.scales_shape(rows, columns)
         stored = rows * packed_size(columns, self.bits)
-        stored += scale_rows * groups * np.dtype(self.scale_dtype).itemsize
+        if self.two_level:
+            stored += scale_rows * (groups + np.dtype(self.scale_dtype).itemsize)
+        else:
+            stored += scale_rows * groups * np.dtype(self.scale_dtype).itemsize
         if not self.symmetric:
             stored += scale_rows * packed_size(groups, self.bits)
         return 8 * stored / (rows * columns)
@@ -181,6 +220,25 @@ class IntFormat:
         if isinstance(self.granularity, PerBlock | PerGroup):
             grouped = np.repeat(grouped, self.group_size(columns), axis=1)[:, :columns]
         return grouped
+
+    def _on_two_levels(
+        self, weight: npt.NDArray[Any], rounded: Rounded, threads: int | None
+    ) -> Rounded:
+        """The codes for scales of two levels near to those of ``rounded``."""
+        scales = self.stored_scales(rounded.scales)
+        how = self.rounding(self.group_size(weight.shape[1]))
+        single = weight.astype(np.float32, copy=False)
+        codes = round_to(single, how, ScaleGrid(scales, rounded.zeros), threads=threads)
+        return Rounded(codes, scales, rounded.zeros)
+
+    def _check_two_level(self) -> None:
+        if not isinstance(self.granularity, PerGroup) or self.bits > 4:
+            raise FormatError(
+                f"{self} has scales of two levels, which are for groups of 1 to 4 bits: "
+                "for example int4_g128_two."
+            )
+        if self.scale_dtype != "float32":
+            raise FormatError(f"{self}: scales of two levels are float32 ones; leave out _f16.")
 
     def _encode_blocks(
         self,

@@ -70,7 +70,7 @@ def easyquant(
     for part in (normal, weight):
         after = group_costs(part, fmt, fitted, fitted_zeros, threads=threads)
         better = better & (after <= group_costs(part, fmt, plain, plain_zeros, threads=threads))
-    scales, zeros = xp.where(better, fitted, plain), None
+    scales, zeros = fmt.stored_scales(xp.where(better, fitted, plain)), None
     if plain_zeros is not None:
         zeros = xp.where(better, fitted_zeros, plain_zeros)
     return round_on_grid(weight, fmt, scales, zeros, threads=threads)

@@ -20,6 +20,7 @@ at a time: LDLQ (`onnxq.solvers.ldlq`). They choose their scales and tables by t
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import array_api_compat
@@ -28,6 +29,7 @@ import numpy.typing as npt
 
 from onnxq.errors import FormatError
 from onnxq.formats import Arrays, Format, IntFormat, PerBlock, PerGroup, VectorFormat
+from onnxq.formats.two_level import row_scales, scales_on_rows
 from onnxq.numerics.column_rounding import columns_of
 from onnxq.numerics.linalg import factor_hessian
 from onnxq.solvers.column_order import Order, blocks_of_groups, column_order
@@ -126,15 +128,25 @@ class _Scales:
         self._zeros: Any = None
         if not fmt.symmetric:
             self._zeros = self._xp.zeros(shape, dtype=self._xp.uint8, device=self._device)
+        self._weight = weight
 
     def choose(self, targets: Array, importance: Array, groups: slice) -> None:
         """Choose those of ``groups`` from the columns they span, ``[rows, columns of them]``."""
         scales, zeros = choose_grid(
             targets, self._fmt, search=self._search, importance=importance, threads=self._threads
         )
+        if self._fmt.two_level and groups != slice(None):
+            scales = scales_on_rows(scales, self._row_scales, self._fmt.largest_ratio)
         self._scales[:, groups] = scales
         if zeros is not None:
             self._zeros[:, groups] = zeros
+
+    @functools.cached_property
+    def _row_scales(self) -> Array:
+        """What the scales of a row are multiples of, known before the first group is rounded."""
+        scales, _ = choose_grid(self._weight, self._fmt, search=self._search, threads=self._threads)
+        rows: Array = row_scales(scales, self._fmt.largest_ratio)
+        return rows
 
     def of(self, groups: npt.NDArray[np.int64]) -> tuple[Array, Array | None, Array]:
         """Scales and zeros ``[rows, used]`` for columns of these groups, and which each takes."""

@@ -65,8 +65,7 @@ def choose_grid(
         threads=threads,
         span=rows_per_scale(fmt, rows),
     )
-    xp = array_api_compat.array_namespace(grid.scales)
-    return xp.astype(grid.scales, getattr(xp, fmt.scale_dtype), copy=False), grid.zeros
+    return fmt.stored_scales(grid.scales), grid.zeros
 
 
 def round_on_grid(

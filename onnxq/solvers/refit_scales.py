@@ -91,7 +91,7 @@ def refit_scales(
         system, slope = _system(xp, steps, error, extra, hessian, fmt)
         if rows_per_scale(fmt, int(weight.shape[0])) > 1:  # these rows share their scales
             system, slope = xp.sum(system, axis=0)[None, ...], xp.sum(slope, axis=0)[None, ...]
-        moved.append(_move(xp, old, system, slope, getattr(xp, fmt.scale_dtype)))
+        moved.append(_move(xp, old, system, slope, fmt))
     return {**arrays, "scales": xp.concat(moved, axis=0)}
 
 
@@ -174,7 +174,7 @@ def _sum_groups(xp: Any, values: Array, size: int) -> Array:
     return rest if sums is None else xp.concat([sums, rest], axis=1)
 
 
-def _move(xp: Any, old: Array, system: Array, slope: Array, dtype: Any) -> Array:
+def _move(xp: Any, old: Array, system: Array, slope: Array, fmt: IntFormat) -> Array:
     """The stored scales after the best move, or as they were where it does not pay."""
     diagonal = xp.linalg.diagonal(system)
     unit = xp.where(diagonal > 0, 1 / xp.sqrt(xp.where(diagonal > 0, diagonal, 1.0)), 0.0)
@@ -187,8 +187,8 @@ def _move(xp: Any, old: Array, system: Array, slope: Array, dtype: Any) -> Array
     falling = move * xp.sign(old) < 0
     room = xp.where(falling, 0.9 * xp.abs(old) / xp.where(falling, xp.abs(move), 1.0), 1.0)
     move = move * xp.clip(xp.min(room, axis=1), 0.0, 1.0)[:, None]
-    stored = xp.astype(old + move, dtype)
+    stored = fmt.stored_scales(old + move)
     taken = xp.astype(stored, xp.float64) - old
     change = xp.sum(taken * ((system @ taken[..., None])[..., 0] - 2 * slope), axis=1)
     pays = (change < 0) & xp.all(stored != 0, axis=1) & xp.all(xp.isfinite(stored), axis=1)
-    return xp.where(pays[:, None], stored, xp.astype(old, dtype))
+    return xp.where(pays[:, None], stored, xp.astype(old, stored.dtype))

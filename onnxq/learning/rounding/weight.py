@@ -101,13 +101,13 @@ class SteppedWeight(RoundedWeight):
         self.log_step = torch.zeros_like(self._given).requires_grad_()
 
     def steps(self) -> torch.Tensor:
-        """The steps as they are stored, straight through where they are rounded to float16."""
+        """The steps as they are stored, straight through where they are rounded."""
         steps = self._given * torch.exp(self.log_step)
-        if self.fmt.scale_dtype == "float16":
-            steps = steps + (steps.half().float() - steps).detach()
-        return steps
+        stored = self.fmt.stored_scales(steps.detach()).float()
+        return steps + (stored - steps).detach()
 
     def with_steps(self, codes: torch.Tensor) -> Arrays:
         """Codes, given as whole floats, and the steps as they are."""
-        scales = self.steps().detach().numpy().astype(self.start["scales"].dtype)
+        given = (self._given * torch.exp(self.log_step)).detach().numpy()
+        scales = self.fmt.stored_scales(given).astype(self.start["scales"].dtype)
         return {**self.with_codes(codes), "scales": scales}
