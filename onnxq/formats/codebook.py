@@ -192,7 +192,9 @@ class CodebookFormat(VectorFormat):
         """See `VectorFormat`."""
         rows, columns = shape
         stored = rows * packed_size(columns // self.dimension * self.books, self.code_bits)
-        blocks = [-(-size // each) for size, each in zip(shape, self.block_shape(*shape), strict=True)]
+        blocks = [
+            -(-size // each) for size, each in zip(shape, self.block_shape(*shape), strict=True)
+        ]
         stored += blocks[0] * blocks[1] * self.books * self.entries * self.dimension
         stored += 2 * int(np.prod(self.granularity.scales_shape(rows, columns)))
         return 8 * stored / (rows * columns)
