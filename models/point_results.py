@@ -27,6 +27,7 @@ from onnxq.models.solver_results import solver_tasks
 from onnxq.models.task import Task
 from onnxq.models.transform_grid import PREPARE, ROTATE, Row
 from onnxq.models.transform_results import Transformed, measure_rounded, transformed
+from onnxq.passes.site_patterns import HEAD
 
 __all__ = [
     "POINTS",
@@ -42,8 +43,6 @@ ROTATED: tuple[Row, ...] = (
     ("insert_online_hadamard", {"which": ("r4",)}),
 )
 """What comes before rounding."""
-
-_HEAD = "*lm_head*"
 
 POINTS: Mapping[str, Mapping[str, Any]] = {
     "int4_g128_asym_f16, GPTQ": {"format": "int4_g128_asym_f16"},
@@ -106,8 +105,8 @@ def _rounding(name: str) -> tuple[Row, ...]:
     shared: dict[str, Any] = {
         "write": "auto",
         "solver": "gptq",
-        "overrides": {_HEAD: "int8_g64"},
-        "data_free": (_HEAD,),
+        "overrides": {HEAD: "int8_g64"},
+        "data_free": (HEAD,),
     }
     return (("quantize_weights", {**shared, **POINTS[name]}),)
 

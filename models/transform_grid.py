@@ -13,6 +13,7 @@ from onnxq.errors import RecipeError, nearest_word
 from onnxq.passes.base import Pass
 from onnxq.passes.recipe import Recipe
 from onnxq.passes.registry import all_passes
+from onnxq.passes.site_patterns import HEAD
 
 __all__ = [
     "FORMATS",
@@ -72,7 +73,7 @@ class Format:
                 "bits": self.bits,
                 "granularity": self.granularity,
                 "symmetric": self.symmetric,
-                "exclude": ("*lm_head*",),
+                "exclude": (HEAD,),
             }
             if not clip_is_learned:
                 options["clip"] = self.clip
@@ -82,8 +83,8 @@ class Format:
             weights.update(
                 format=f"{self.weights}_f16",
                 solver="gptq",
-                overrides={"*lm_head*": "int8_g64"},
-                data_free=("*lm_head*",),
+                overrides={HEAD: "int8_g64"},
+                data_free=(HEAD,),
             )
         return (*rounded, ("quantize_weights", weights))
 
@@ -164,9 +165,7 @@ def _learned(key: str, **options: Any) -> Callable[[Format], tuple[Row, ...]]:
 
 def _ost(fmt: Format) -> tuple[Row, ...]:
     """As the recipe ``ostquant_w4a4``: the last layer of each MLP turned online, then learning."""
-    (learned,) = _learned(
-        "learn_rotation", rotate_cache=True, clip=fmt.clip, exclude=("*lm_head*",)
-    )(fmt)
+    (learned,) = _learned("learn_rotation", rotate_cache=True, clip=fmt.clip, exclude=(HEAD,))(fmt)
     online: Row = ("insert_online_hadamard", {"which": ("r4",)})
     return (*(row for row in ROTATE if row[0] in SUPPORT), online, learned)
 

@@ -60,9 +60,9 @@ def test_the_page_says_how_much_calibration_the_cells_had():
     assert set(solver_tasks()) == set(GRID)
 
 
-def test_the_part_is_the_last_of_the_page_and_absent_without_cells():
-    assert results.page({}, {"smollm2": made_up()}, {}).count("## Solvers") == 1
-    assert "## Solvers" not in results.page({}, {"smollm2": {}}, {})
+def test_the_part_is_on_the_page_and_absent_without_cells():
+    assert results.page({}, {"smollm2": made_up()}, {}, {}).count("## Solvers") == 1
+    assert "## Solvers" not in results.page({}, {"smollm2": {}}, {}, {})
 
 
 @pytest.fixture

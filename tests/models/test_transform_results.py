@@ -164,8 +164,8 @@ def test_refusals_are_dashes_and_each_reason_is_told_once():
 
 
 def test_the_part_ends_the_page_and_is_absent_without_cells():
-    assert results.page({}, {}, {"smollm2": made_up()}).count("## Transforms") == 1
-    assert "## Transforms" not in results.page({}, {}, {"smollm2": {}})
+    assert results.page({}, {}, {}, {"smollm2": made_up()}).count("## Transforms") == 1
+    assert "## Transforms" not in results.page({}, {}, {}, {"smollm2": {}})
     assert transform_part({}) == []
 
 
