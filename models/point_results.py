@@ -23,6 +23,7 @@ from onnxq.models.result_cells import (
     kept,
     page_part,
 )
+from onnxq.models.result_store import measured_on
 from onnxq.models.solver_results import solver_tasks
 from onnxq.models.task import Task
 from onnxq.models.transform_grid import PREPARE, ROTATE, Row
@@ -154,7 +155,7 @@ def _section(task: Task, found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"### {task.title} (`{task.name}`): {task.primary}",
         "",
-        f"{source['metrics'][task.primary]:.4g} in float32.",
+        f"{source['metrics'][task.primary]:.4g} in float32. {measured_on(rows.values())}",
         "",
         f"| format, solver | bits | {task.primary} | {what} | s |",
         "|---|---:|---:|---:|---:|",

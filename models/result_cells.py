@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx_ir as ir
 
 from onnxq.evaluate import compare_models
 from onnxq.models.task import Task
+from onnxq.runtime.machine import machine
 
 __all__ = [
     "SOURCE",
@@ -20,6 +22,7 @@ __all__ = [
     "figure",
     "finished_grid",
     "keep",
+    "keep_as_is",
     "keep_source",
     "kept",
     "mean",
@@ -37,7 +40,13 @@ _EMBEDDERS = frozenset({"minilm"})
 
 
 def keep(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a finished measurement at once: a killed run leaves no half of one."""
+    """Write a finished measurement, with the machine and the day, as `keep_as_is` does."""
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    keep_as_is(path, {**value, "machine": machine(), "date": today})
+
+
+def keep_as_is(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a measurement at once: a killed run leaves no half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(value, indent=1, default=str))

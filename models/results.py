@@ -1,7 +1,8 @@
 """``python -m onnxq.models.results docs/results.md``: every model of the zoo, measured.
 
 Finished measurements are kept as JSON in a work folder, one file for each model and recipe, so an
-interrupted run goes on where it stopped and one figure can be measured again by deleting its file.
+interrupted run goes on where it stopped and one figure can be measured again by deleting its file;
+all of them lie beside the page too (`onnxq.models.result_store`), for the next machine.
 The last parts of the page are of `onnxq.models.solver_results`, `onnxq.models.point_results` and
 `onnxq.models.transform_results`.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import re
 import time
 from collections import Counter
@@ -33,6 +33,8 @@ from onnxq.models.point_results import (
     point_tasks,
 )
 from onnxq.models.registry import tasks
+from onnxq.models.result_cells import keep, kept
+from onnxq.models.result_store import gather_cells, measured_on, restore_cells
 from onnxq.models.solver_results import (
     finished_cells,
     measure_solvers,
@@ -49,7 +51,6 @@ from onnxq.models.transform_results import (
 from onnxq.models.zoo import cache_folder
 from onnxq.passes.recipe import load_recipe
 from onnxq.passes.runner import run_recipe
-from onnxq.runtime.machine import machine
 
 RECIPES = ("int8_static", "int8", "int4", "int8_dynamic")
 _ROUNDS = 15
@@ -79,6 +80,8 @@ def main() -> None:
             help=f"measure what is missing of {what}, or show what is finished",
         )
     options = parser.parse_args()
+    store = options.page.with_suffix(".json")
+    restore_cells(store, options.work)
     results = {}
     for name, task in tasks().items():
         if options.only and name not in options.only:
@@ -97,6 +100,7 @@ def main() -> None:
             else:
                 found = finished(known[name], options.work / name)
             parts[part][name] = found
+    gather_cells(options.work, store, _PARTS, ("source", *RECIPES))
     options.page.write_text(page(results, **parts), encoding="utf-8")
 
 
@@ -120,16 +124,17 @@ def measure(task: Task, work: Path, *, again: bool = False) -> dict[str, Any]:
 
 
 def _kept(path: Path, again: bool, run: Any) -> dict[str, Any]:
-    if path.exists() and not again:
-        return dict(json.loads(path.read_text()))
+    found = None if again else kept(path)
+    if found is not None:
+        return found
     start = time.perf_counter()
     try:
         value = run()
     except OnnxqError as error:
         value = {"refused": f"{type(error).__name__}: {error}"}
     value["minutes"] = round((time.perf_counter() - start) / 60, 2)
-    path.write_text(json.dumps(value, indent=1, default=str))
-    return dict(value)
+    keep(path, value)
+    return dict(kept(path) or {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +230,10 @@ def page(
         "",
         "Written by `make results` (`python -m onnxq.models.results docs/results.md`).",
         "",
-        f"Machine: {machine()}. Latency is quantized / float32 of the same process, alternating, "
-        "on one held-back input for each ONNX file of the model (below 1 is faster). SmolLM2's "
-        "linear weights come from a Q4_1 file: the baseline is the dequantized model.",
+        "Finished measurements lie beside it, in `results.json`. Latency is quantized / float32 of "
+        "the same process, alternating, on one held-back input for each ONNX file of the model "
+        "(below 1 is faster). SmolLM2's linear weights come from a Q4_1 file: the baseline is the "
+        "dequantized model.",
         "",
     ]
     for name, result in results.items():
@@ -263,7 +269,7 @@ def _section(name: str, result: Mapping[str, Any]) -> list[str]:
         label = " ".join([f"`{recipe}`", *(f"`{text}`" for text in measured["overrides"])])
         lines.append(_row(label, measured["metrics"], columns, rest))
         reasons[recipe] = measured["left"]
-    lines += ["", *refusals]
+    lines += ["", measured_on([source, *(result[recipe] for recipe in RECIPES)]), "", *refusals]
     for recipe, counts in reasons.items():
         for reason, count in list(counts.items())[:6]:
             lines.append(f"- `{recipe}` left {count}: {reason}")

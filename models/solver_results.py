@@ -31,6 +31,7 @@ from onnxq.models.result_cells import (
     mean,
     page_part,
 )
+from onnxq.models.result_store import measured_on
 from onnxq.models.smollm2 import SmolLm2
 from onnxq.models.task import Task
 from onnxq.passes.base import SiteReport
@@ -207,7 +208,8 @@ def solver_section(task: Task, found: Mapping[str, Any]) -> list[str]:
     stored = ", ".join(f"`{fmt}` {figure(value)}" for fmt, value in bits.items())
     lines += [
         "",
-        f"Bits in the file for each weight, scales included, columns kept not: {stored}.",
+        f"Bits in the file for each weight, scales included, columns kept not: {stored}. "
+        + measured_on([row for fmt in formats for row in found[fmt].values()]),
         "",
     ]
     refused = [

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxq.models.result_cells import figure, page_part
+from onnxq.models.result_store import measured_on
 from onnxq.models.task import Task
 from onnxq.models.transform_grid import FORMATS, ROTATIONS, TRANSFORMS
 from onnxq.models.transform_results import transform_tasks
@@ -48,11 +49,12 @@ def transform_section(task: Task, found: Mapping[str, Any]) -> list[str]:
     unit = "KL in nats" if second == "kl" else "SQNR in dB"
     source = found["source"]
     counts = ", ".join(f"{count} ({role})" for role, count in source["samples"].items())
+    cells = [cell for name in TRANSFORMS for cell in found.get(name, {}).values()]
     lines = [
         f"### {task.title} (`{task.name}`): {task.primary}",
         "",
         f"{source['metrics'][task.primary]:.4g} in float32. Calibration samples: {counts}. In "
-        f"brackets: {unit}.",
+        f"brackets: {unit}. " + measured_on(cells),
         "",
         "| transforms | " + " | ".join(formats) + " |",
         "|---|" + "---:|" * len(formats),
