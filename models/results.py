@@ -220,6 +220,7 @@ def _megabytes(paths: Any) -> float:
 
 def page(
     results: Mapping[str, Mapping[str, Any]],
+    *,
     solvers: Mapping[str, Mapping[str, Any]],
     points: Mapping[str, Mapping[str, Any]],
     transforms: Mapping[str, Mapping[str, Any]],

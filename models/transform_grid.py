@@ -18,6 +18,7 @@ from onnxq.passes.site_patterns import HEAD
 __all__ = [
     "FORMATS",
     "KLT",
+    "MIN_TOKEN_DB",
     "PREPARE",
     "ROTATE",
     "ROTATIONS",
@@ -28,6 +29,9 @@ __all__ = [
     "Transform",
     "recipe_of",
 ]
+
+MIN_TOKEN_DB = 25.0
+"""What products keep of their tokens where one calibrated scale is asked for."""
 
 Row = tuple[str, dict[str, Any]]
 """Key of a pass and its options."""
@@ -55,6 +59,8 @@ class Format:
         granularity: of activations: a scale for each ``token``, or one for a ``tensor``.
         symmetric: activations have no zero point.
         clip: share of the range of a token that is kept, where a transform has not learned it.
+        min_token_db: for ``tensor``: what products keep of their tokens, in dB; where one scale
+            leaves less, each token has its own.
         by_gptq: weights are rounded by GPTQ; else to nearest.
     """
 
@@ -63,6 +69,7 @@ class Format:
     granularity: str = "token"
     symmetric: bool = True
     clip: float = 1.0
+    min_token_db: float = 0.0
     by_gptq: bool = False
 
     def rows(self, *, clip_is_learned: bool) -> tuple[Row, ...]:
@@ -77,6 +84,8 @@ class Format:
             }
             if not clip_is_learned:
                 options["clip"] = self.clip
+            if self.min_token_db:
+                options["min_token_db"] = self.min_token_db
             rounded.append(("quantize_activations", options))
         weights: dict[str, Any] = {"format": self.weights, "write": "dequantize"}
         if self.by_gptq:
@@ -191,7 +200,13 @@ TRANSFORMS: Mapping[str, Transform] = {
 
 def _formats(group: int, small_group: int) -> dict[str, Format]:
     large, small = f"int4_g{group}_asym", f"int4_g{small_group}_asym"
-    static = Format(weights="int8_channel", bits=8, granularity="tensor", symmetric=False)
+    static = Format(
+        weights="int8_channel",
+        bits=8,
+        granularity="tensor",
+        symmetric=False,
+        min_token_db=MIN_TOKEN_DB,
+    )
     return {
         "W8A8 token": Format(weights="int8_channel", bits=8),
         "W8A8 static": static,

@@ -8,7 +8,7 @@ from typing import Any
 from onnxq.models.result_cells import figure, page_part
 from onnxq.models.result_store import measured_on
 from onnxq.models.task import Task
-from onnxq.models.transform_grid import FORMATS, ROTATIONS, TRANSFORMS
+from onnxq.models.transform_grid import FORMATS, MIN_TOKEN_DB, ROTATIONS, TRANSFORMS
 from onnxq.models.transform_results import transform_tasks
 
 __all__ = ["transform_part", "transform_section"]
@@ -28,15 +28,17 @@ def transform_part(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "## Transforms",
         "",
         "Rows: what is done before rounding; columns: weights and activations in bits. W8A8: int8 "
-        "weights per channel, rounded to nearest, with activations in int8, a scale for each token "
-        "or one calibrated scale for each tensor. W4 and W3: GPTQ with zero points in groups, a "
-        "language head in 8 bits and its input in float. A8, A4: a scale for each token; in 4 bits "
-        "with a zero point and 0.9 of the range, or what was learned of it. `smooth`: the best "
-        "gain for a scale for each token, SmoothQuant with its exponent searched for one, AWQ "
-        "where activations stay in float. KLT: principal components, then a Hadamard matrix. Each "
-        "cell: the model's metric, and in brackets how far its outputs are from the float model's "
-        "on held-back inputs. A dash: refused, with the reason below the table, or not measured. "
-        "See [transforms.md](transforms.md).",
+        "weights per channel, rounded to nearest, with activations in int8, a scale for each "
+        "token or one calibrated scale for each tensor. W4 and W3: GPTQ with zero points in "
+        "groups, a language head in 8 bits and its input in float. Static: where one scale would "
+        f"leave less than {MIN_TOKEN_DB:g} dB of a product, mean over tokens, each token has its "
+        "own; behind the brackets, how many sites kept one scale, of all. A8, A4: a scale for "
+        "each token; in 4 bits with a zero point and 0.9 of the range, or what was learned of it. "
+        "`smooth`: the best gain for a scale for each token, SmoothQuant with its exponent "
+        "searched for one, AWQ where activations stay in float. KLT: principal components, then a "
+        "Hadamard matrix. Each cell: the model's metric, and in brackets how far its outputs are "
+        "from the float model's on held-back inputs. A dash: refused, with the reason below the "
+        "table, or not measured. See [transforms.md](transforms.md).",
         "",
     ]
     return page_part(transform_tasks(), found, head, transform_section)
@@ -69,7 +71,9 @@ def transform_section(task: Task, found: Mapping[str, Any]) -> list[str]:
 def _cell(cell: Mapping[str, Any], second: str) -> str:
     if "metric" not in cell:
         return "–"
-    return f"{figure(cell['metric'])} ({figure(cell.get(second))})"
+    text = f"{figure(cell['metric'])} ({figure(cell.get(second))})"
+    static = cell.get("static")
+    return f"{text} {static['sites']}/{static['of']}" if static else text
 
 
 def _rotations(task: Task, found: Mapping[str, Any], formats: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ import functools
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from onnxq.models.transform_grid import (
     Row,
     recipe_of,
 )
+from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.passes.runner import RecipeResult, run_recipe
 
 __all__ = [
@@ -231,9 +232,24 @@ def measure_rounded(
                 if site.format == rows[-1][1]["format"]
             ]
         ),
+        "static": _static(results.values()),
         "idle": idle,
         **apart,
     }
+
+
+def _static(results: Iterable[RecipeResult]) -> dict[str, int] | None:
+    """How many sites read an activation with one calibrated scale, of those that were to.
+
+    None when none was to: scales of tokens were asked for, or activations stay in float.
+    """
+    steps = [step for result in results for step in result.steps]
+    asked = [s for s in steps if isinstance(s.step, QuantizeActivations) and s.step.needs_samples]
+    if not asked:
+        return None
+    changed = [site for step in asked for site in step.report.changed]
+    per_tensor = sum(str(site.format).endswith("_tensor") for site in changed)
+    return {"sites": per_tensor, "of": len(changed)}
 
 
 def _refused(error: OnnxqError) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Solvers by formats: what is finished stays, refusals are sentences, the page shows both."""
 
+import functools
 import json
 
 import pytest
@@ -61,8 +62,9 @@ def test_the_page_says_how_much_calibration_the_cells_had():
 
 
 def test_the_part_is_on_the_page_and_absent_without_cells():
-    assert results.page({}, {"smollm2": made_up()}, {}, {}).count("## Solvers") == 1
-    assert "## Solvers" not in results.page({}, {"smollm2": {}}, {}, {})
+    page = functools.partial(results.page, {}, points={}, transforms={})
+    assert page(solvers={"smollm2": made_up()}).count("## Solvers") == 1
+    assert "## Solvers" not in page(solvers={"smollm2": {}})
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """Transforms by formats: one transform for a row, refusals as sentences, cells that stay."""
 
+import functools
 import json
 
 import pytest
 
 from onnxq.models import result_cells, results, transform_page, transform_results
+from onnxq.models.point_results import POINTS
 from onnxq.models.transform_grid import (
     FORMATS,
     PREPARE,
@@ -35,7 +37,8 @@ INT3 = Format(weights="int3_g32")
 def grid(monkeypatch, loud_task):
     rows = {"none": fixed(), "smooth": TRANSFORMS["smooth"], "missing": fixed(("rotate_all", {}))}
     columns = {"W8A8 token": FORMATS["minilm"]["W8A8 token"], "W3": INT3}
-    monkeypatch.setattr(transform_results, "TRANSFORMS", rows)
+    for module in (transform_results, transform_page):
+        monkeypatch.setattr(module, "TRANSFORMS", rows)
     for module in (transform_results, transform_page):
         monkeypatch.setattr(module, "FORMATS", {"tiny": columns})
     monkeypatch.setattr(transform_results, "tasks", lambda: {"tiny": loud_task})
@@ -47,6 +50,21 @@ def test_smoothing_lowers_the_error_and_a_missing_pass_is_a_sentence(grid, tmp_p
     assert found["smooth"]["W8A8 token"]["sqnr_db"] > found["none"]["W8A8 token"]["sqnr_db"]
     for cell in found["missing"].values():
         assert cell["refused"].startswith("RecipeError: There is no pass 'rotate_all'")
+
+
+def test_a_static_column_tells_how_many_sites_kept_one_scale(
+    grid, monkeypatch, tmp_path, loud_task
+):
+    columns = {"static": FORMATS["minilm"]["W8A8 static"], "token": INT3}
+    for module in (transform_results, transform_page):
+        monkeypatch.setattr(module, "FORMATS", {"tiny": columns})
+    found = measure_transforms(loud_task, tmp_path)
+    assert found["none"]["static"]["static"] == {"sites": 0, "of": 1}  # one channel is too loud
+    assert found["smooth"]["static"]["static"] == {"sites": 1, "of": 1}
+    assert found["none"]["token"]["static"] is None
+    none, smooth = (tables_of(transform_section(loud_task, found))[0][2:][i] for i in (0, 1))
+    assert (none[1][-4:], smooth[1][-4:]) == (" 0/1", " 1/1")
+    assert none[2].endswith(")")
 
 
 def test_cells_are_measured_once_and_a_lost_one_alone(grid, tmp_path, loud_task):
@@ -165,8 +183,15 @@ def test_refusals_are_dashes_and_each_reason_is_told_once():
 
 
 def test_the_part_ends_the_page_and_is_absent_without_cells():
-    assert results.page({}, {}, {}, {"smollm2": made_up()}).count("## Transforms") == 1
-    assert "## Transforms" not in results.page({}, {}, {}, {"smollm2": {}})
+    solved = {"smollm2": {"source": made_up()["source"], "int4_g128": {}}}
+    cell = {"metric": 30.0, "bits": 4.17, "seconds": 1.0, "kl": 0.1}
+    rounded = {"smollm2": {"source": made_up()["source"], next(iter(POINTS)): {"cell": cell}}}
+    page = functools.partial(results.page, {}, solvers=solved, points=rounded)
+    parts = ["## Solvers", "## Formats of points", "## Transforms"]
+    lines = page(transforms={"smollm2": made_up()}).splitlines()
+    assert [line for line in lines if line.startswith("## ")] == parts
+    lines = page(transforms={"smollm2": {}}).splitlines()
+    assert [line for line in lines if line.startswith("## ")] == parts[:-1]
     assert transform_part({}) == []
 
 
