@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.custom_ops.functions import DOMAIN, add_function
@@ -35,6 +37,7 @@ class OperatorSpec:
         kernels: the instruction sets with kernels of their own.
         refusal: why it cannot multiply with a weight of a format and shape, as a clause; None
             when it can.
+        placeholders: arrays that stand where a format has none.
     """
 
     name: str
@@ -46,6 +49,14 @@ class OperatorSpec:
     summary: str
     kernels: tuple[str, ...] = ()
     refusal: Callable[[Format, tuple[int, int]], str | None] = lambda fmt, shape: None
+    placeholders: Mapping[str, npt.NDArray[Any]] = dataclasses.field(default_factory=dict)
+
+    def stored(self, packed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """The arrays behind A of a packed weight, in their order."""
+        return {
+            name: packed[name] if name in packed else self.placeholders[name]
+            for name in self.arrays
+        }
 
     def node(
         self,

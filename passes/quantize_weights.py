@@ -270,6 +270,6 @@ class QuantizeWeights(Pass):
             return None
         fmt = parse_format(base)
         half = site.weight is not None and weight_type(site) == ir.DataType.FLOAT16
-        if not half or not isinstance(fmt, IntFormat):
+        if not half or not isinstance(fmt, IntFormat) or fmt.two_level:
             return fmt
         return dataclasses.replace(fmt, scale_dtype="float16")  # codes are chosen with what is kept

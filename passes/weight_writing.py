@@ -141,10 +141,9 @@ class WeightWriter:
             arrays = self._solver.arrays(site, rows, fmt)
             decoded = fmt.decode(arrays)
             error = relative_error(rows, lambda part: decoded[part])
-            packed = fmt.pack(arrays)
             stored = {
-                name: (packed[name], ir.DataType.from_numpy(packed[name].dtype))
-                for name in spec.arrays
+                name: (array, ir.DataType.from_numpy(array.dtype))
+                for name, array in spec.stored(fmt.pack(arrays)).items()
             }
             self._written[key] = self._store(site, fmt, stored, rows.size, error)
         encoded, x = self._written[key], site.node.inputs[0]

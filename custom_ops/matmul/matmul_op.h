@@ -25,6 +25,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../hadamard/hadamard.h"
@@ -41,6 +42,8 @@ class Attributes {
       : op_(op) {
     for (const char* name : names) values_[name] = integer_attribute(api, info, name);
   }
+  Attributes(const char* op, std::map<std::string, int64_t> values)
+      : op_(op), values_(std::move(values)) {}
 
   // An integer in [lowest, highest].
   int64_t integer(const char* name, int64_t lowest, int64_t highest) const {

@@ -1,4 +1,5 @@
-// Codes out of the planes of a unit (see matmul_int.h), for vectors `V` of 64 bytes or of 32 of them.
+// Codes out of the planes of a unit (see matmul_int.h), for vectors `V` of 64 bytes or of 32 of
+// them.
 #pragma once
 
 #include "matmul_int.h"

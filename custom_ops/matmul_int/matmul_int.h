@@ -5,13 +5,13 @@
 // q * (code - zero_g)), the inner sums being exact in int32. With ratios (two-level scales) s_g is
 // scale of the row * ratio_g, and the sum over groups is exact too.
 //
-// Layout of the codes. 16 rows make a block, 32 columns of them a unit of 64 * bits bytes; the units
-// of a block lie one behind the other. Each vector of 64 bytes stands for 4 columns of 16 rows, row
-// by row: what VNNI and the tiles of AMX multiply with four bytes of a token. A unit holds 8 such
-// vectors, the bits of their codes in planes: of 4 bits (4 vectors, the lower half of a byte for an
-// even one), then of 2 bits (2 vectors) and of 1 bit (1 vector), lowest bits of the code first.
-// 8-bit codes are 8 vectors as they are. A group begins with a unit; where groups are wider than a
-// unit, they are filled up to pairs of units, the tile of AMX. Codes are unsigned.
+// Layout of the codes. 16 rows make a block, 32 columns of them a unit of 64 * bits bytes; the
+// units of a block lie one behind the other. Each vector of 64 bytes stands for 4 columns of 16
+// rows, row by row: what VNNI and the tiles of AMX multiply with four bytes of a token. A unit
+// holds 8 such vectors, the bits of their codes in planes: of 4 bits (4 vectors, the lower half of
+// a byte for an even one), then of 2 bits (2 vectors) and of 1 bit (1 vector), lowest bits of the
+// code first. 8-bit codes are 8 vectors as they are. A group begins with a unit; where groups are
+// wider than a unit, they are filled up to pairs of units, the tile of AMX. Codes are unsigned.
 #pragma once
 
 #include <cstddef>
@@ -19,9 +19,9 @@
 
 namespace onnxq {
 
-constexpr int64_t kIntRows = 16;     // rows of a block
-constexpr int64_t kIntUnit = 32;     // columns of a unit
-constexpr int64_t kIntVector = 64;   // bytes of a vector: 4 columns of a block
+constexpr int64_t kIntRows = 16;        // rows of a block
+constexpr int64_t kIntUnit = 32;        // columns of a unit
+constexpr int64_t kIntVector = 64;      // bytes of a vector: 4 columns of a block
 constexpr float kIntLeast = 0x1p-100f;  // the least m
 
 // A weight as kernels read it. Pointers are aligned to 64 bytes.

@@ -172,12 +172,13 @@ void multiply_pair(const IntMatrix& w, Unpack unpack, int64_t block, int64_t blo
         // Sums that are used up at once stay in the nearest cache.
         const auto sums = work.sums + (is_first && is_last ? 0 : tile);
         const int64_t both = tiles - tile < 2 ? 1 : 2;
-        (both == 2 ? add_products<2> : add_products<1>)(q, layout.size, work, units * kIntUnit, step,
-                                                        is_first, sums);
+        (both == 2 ? add_products<2> : add_products<1>)(q, layout.size, work, units * kIntUnit,
+                                                        step, is_first, sums);
         for (int64_t at = 0; is_last && at < 2 * both; ++at) {
-          (w.bits == 8 ? add_scaled<true> : add_scaled<false>)(
-              sums[at / 2][at % 2], scale[at % 2], lack[at % 2],
-              from + at / 2 * kTile * layout.size, layout, g, g == 0, work.y[tile + at / 2][at % 2]);
+          (w.bits == 8 ? add_scaled<true>
+                       : add_scaled<false>)(sums[at / 2][at % 2], scale[at % 2], lack[at % 2],
+                                            from + at / 2 * kTile * layout.size, layout, g, g == 0,
+                                            work.y[tile + at / 2][at % 2]);
         }
       }
       unit += units;

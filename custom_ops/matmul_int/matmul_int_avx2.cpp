@@ -15,7 +15,10 @@ struct Vector {
   using Short = __m256i;
   // 2 * 127 * (largest code) * kShort is less than 2^15.
   template <int kBits>
-  static constexpr int kShort = kBits <= 4 ? 8 : kBits == 5 ? 4 : kBits == 6 ? 2 : 1;
+  static constexpr int kShort = kBits <= 4   ? 8
+                                : kBits == 5 ? 4
+                                : kBits == 6 ? 2
+                                             : 1;
 
   static Codes load(const uint8_t* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -93,7 +96,8 @@ struct Vector {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     __m256i most = _mm256_setzero_si256();
     for (int64_t at = 0; at < count; at += kLanes) {
-      const Floats some = count - at < kLanes ? load_first(a + at, count - at) : load_floats(a + at);
+      const Floats some =
+          count - at < kLanes ? load_first(a + at, count - at) : load_floats(a + at);
       most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(some), magnitude));
     }
     alignas(32) int32_t lanes[kLanes];

@@ -9,7 +9,10 @@ struct Vector : onnxq::Vector512 {
   using Short = __m512i;
   // 2 * 127 * (largest code) * kShort is less than 2^15.
   template <int kBits>
-  static constexpr int kShort = kBits <= 4 ? 8 : kBits == 5 ? 4 : kBits == 6 ? 2 : 1;
+  static constexpr int kShort = kBits <= 4   ? 8
+                                : kBits == 5 ? 4
+                                : kBits == 6 ? 2
+                                             : 1;
 
   template <int kBits, bool kFirst, bool kLast>
   [[gnu::always_inline]] static void dot(Sums& sums, Short& kept, Codes codes, const int8_t* four) {

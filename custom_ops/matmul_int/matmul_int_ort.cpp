@@ -1,111 +1,13 @@
 // The operator MatMulInt for ONNX Runtime: rows are split over the threads of the session.
-#include <string>
-#include <vector>
-
-#include "../matmul/matmul_op.h"
 #include "../ort/ops.h"
-#include "stored.h"
+#include "int_weights.h"
 
 namespace onnxq::ort {
-namespace {
 
-class IntWeights {
- public:
-  static constexpr const char* kName = "MatMulInt";
-  static constexpr ElementType kArrays[] = {ElementType::kUint8, ElementType::kFloat,
-                                            ElementType::kInt8, ElementType::kUint8};
-  static constexpr const char* kAttributes[] = {"rows", "columns", "bits", "group", "signed"};
-
-  IntWeights(const Attributes& attributes, const std::vector<Tensor>& arrays)
-      : kernels_(int_kernels()), packed_(checked(attributes, arrays)) {}
-
-  int64_t rows() const { return packed_.matrix().rows; }
-  int64_t columns() const { return packed_.matrix().columns; }
-  int64_t step() const { return 2 * kIntRows; }
-
-  size_t prepared_size(int64_t tokens) const {
-    const int64_t room = (tokens + kernels_.tile - 1) / kernels_.tile * kernels_.tile;
-    return static_cast<size_t>(room * IntToken(packed_.matrix()).size);
-  }
-  void prepare(const float* a, int64_t begin, int64_t end, void* prepared) const {
-    kernels_.prepare(packed_.matrix(), a, begin, end, static_cast<uint8_t*>(prepared));
-  }
-  void multiply(const float*, const void* prepared, int64_t tokens, float* y, int64_t stride,
-                int64_t begin, int64_t end) const {
-    kernels_.multiply(packed_.matrix(), static_cast<const uint8_t*>(prepared), tokens, y, stride,
-                      begin, end);
-  }
-
- private:
-  static StoredIntegers checked(const Attributes& attributes, const std::vector<Tensor>& arrays) {
-    StoredIntegers stored{};
-    stored.rows = attributes.integer("rows", 1, kMaxSize);
-    stored.columns = attributes.integer("columns", 1, kMaxSize);
-    stored.bits = static_cast<int>(attributes.integer("bits", 1, 8));
-    stored.group = attributes.integer("group", 1, kMaxSize);
-    stored.is_signed = attributes.integer("signed", 0, 1) == 1;
-    const int64_t rows = stored.rows, groups = stored.groups();
-    const Tensor &codes = arrays[0], &scales = arrays[1], &ratios = arrays[2], &zeros = arrays[3];
-    attributes.want("codes", codes, {rows, stored.bytes_of(stored.columns)});
-    stored.codes = codes.as<uint8_t>();
-    const bool has_ratios = ratios.shape != std::vector<int64_t>{1, 1};
-    if (has_ratios) {
-      attributes.want("ratios", ratios, {rows, groups});
-      stored.ratios = ratios.as<int8_t>();
-    } else if (*ratios.as<int8_t>() != 1) {
-      attributes.fail("ratios of shape [1, 1] stand for none and must be 1");
-    }
-    const std::vector<int64_t>& shape = scales.shape;
-    if (shape.size() != 2 || (shape[0] != 1 && shape[0] != rows) ||
-        (shape[1] != 1 && (has_ratios || shape[1] != groups))) {
-      attributes.fail("scales has shape " + text_of(shape) + ", and must have [1 or " +
-                      std::to_string(rows) + ", 1" +
-                      (has_ratios ? std::string() : " or " + std::to_string(groups)) + "]");
-    }
-    stored.scales = scales.as<float>();
-    stored.scale_rows = shape[0];
-    stored.scale_groups = shape[1];
-    if (!stored.is_signed) {
-      if (zeros.shape != std::vector<int64_t>{1, stored.bytes_of(groups)}) {
-        attributes.want("zeros", zeros, {rows, stored.bytes_of(groups)});
-      }
-      stored.zeros = zeros.as<uint8_t>();
-      stored.zero_rows = zeros.shape[0];
-    } else {
-      attributes.want("zeros", zeros, {1, 1});
-    }
-    check_sums(attributes, stored);
-    return stored;
-  }
-
-  // Products of one row and one token stay in int32, and codes times ratios in int8.
-  static void check_sums(const Attributes& attributes, const StoredIntegers& stored) {
-    const int highest = (1 << stored.bits) - 1;
-    const int64_t summed = stored.ratios ? stored.columns : std::min(stored.group, stored.columns);
-    const int64_t widest = INT32_MAX / (127 * (stored.ratios ? 127 : 255));
-    if (summed > widest) {
-      attributes.fail("sums of " + std::to_string(summed) + " products do not fit int32; at most " +
-                      std::to_string(widest) + " columns may share a scale");
-    }
-    if (stored.ratios == nullptr) return;
-    const int64_t groups = stored.groups();
-    for (int64_t at = 0; at < stored.rows * groups; ++at) {
-      const int zero = stored.zero(at / groups, at % groups), ratio = stored.ratios[at];
-      const int most = std::max(zero, highest - zero) * std::abs(ratio);
-      if (ratio == 0 || most > 127 || highest * std::abs(ratio) > 255) {
-        attributes.fail("ratio " + std::to_string(ratio) + " of row " +
-                        std::to_string(at / groups) + ", group " + std::to_string(at % groups) +
-                        " must not be 0, and its products with codes must fit int8");
-      }
-    }
-  }
-
-  const IntKernels& kernels_;
-  PackedIntegers packed_;
-};
-
-}  // namespace
-
-std::vector<const CustomOp*> matmul_int_ops(const Api* api) { return matmul_ops<IntWeights>(api); }
+std::vector<const CustomOp*> matmul_int_ops(const Api* api) {
+  std::vector<const CustomOp*> ops = matmul_ops<IntWeights<ElementType::kFloat>>(api);
+  for (const CustomOp* op : matmul_ops<IntWeights<ElementType::kFloat16>>(api)) ops.push_back(op);
+  return ops;
+}
 
 }  // namespace onnxq::ort

@@ -26,8 +26,7 @@ struct Products {
   }
   [[gnu::always_inline]] typename V::Sums total(int token) const {
     if constexpr (kChains == 4) {
-      return V::add(V::add(sums[token][0], sums[token][1]),
-                    V::add(sums[token][2], sums[token][3]));
+      return V::add(V::add(sums[token][0], sums[token][1]), V::add(sums[token][2], sums[token][3]));
     } else if constexpr (kChains == 2) {
       return V::add(sums[token][0], sums[token][1]);
     } else {
@@ -87,8 +86,8 @@ void multiply_block(const IntMatrix& w, int64_t block, int lane, const uint8_t* 
     const typename V::Sums zero = V::widen(zeros);
 #pragma GCC unroll 8
     for (int token = 0; token < kTokens; ++token) {
-      const typename V::Sums sum = V::subtract(
-          products.total(token), V::multiply(zero, V::all(code_sums[token][g])));
+      const typename V::Sums sum =
+          V::subtract(products.total(token), V::multiply(zero, V::all(code_sums[token][g])));
       if (ratios != nullptr) {
         whole[token] = V::add(whole[token], V::multiply(sum, V::widen(ratios)));
       } else {
@@ -151,10 +150,10 @@ void multiply_bits(const IntMatrix& w, const uint8_t* prepared, int64_t tokens, 
 
 void multiply(const IntMatrix& w, const uint8_t* prepared, int64_t tokens, float* y, int64_t stride,
               int64_t begin, int64_t end) {
-  constexpr decltype(&multiply)kByBits[] = {
-      multiply_bits<Vector, 1>, multiply_bits<Vector, 2>, multiply_bits<Vector, 3>,
-      multiply_bits<Vector, 4>, multiply_bits<Vector, 5>, multiply_bits<Vector, 6>,
-      multiply_bits<Vector, 7>, multiply_bits<Vector, 8>};
+  constexpr decltype(&multiply) kByBits[] = {multiply_bits<Vector, 1>, multiply_bits<Vector, 2>,
+                                             multiply_bits<Vector, 3>, multiply_bits<Vector, 4>,
+                                             multiply_bits<Vector, 5>, multiply_bits<Vector, 6>,
+                                             multiply_bits<Vector, 7>, multiply_bits<Vector, 8>};
   kByBits[w.bits - 1](w, prepared, tokens, y, stride, begin, end);
 }
 

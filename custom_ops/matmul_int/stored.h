@@ -12,13 +12,13 @@ namespace onnxq {
 struct StoredIntegers {
   int64_t rows, columns, group;
   int bits;
-  bool is_signed;          // codes are two's complement, and there are no zeros
-  const uint8_t* codes;    // [rows, ceil(columns * bits / 8)]
-  const float* scales;     // [scale_rows, scale_groups]
+  bool is_signed;                    // codes are two's complement, and there are no zeros
+  const uint8_t* codes;              // [rows, ceil(columns * bits / 8)]
+  const float* scales;               // [scale_rows, scale_groups]
   int64_t scale_rows, scale_groups;  // 1, or rows; 1, or groups
-  const int8_t* ratios;    // [rows, groups], or null
-  const uint8_t* zeros;    // [zero_rows, ceil(groups * bits / 8)], or null
-  int64_t zero_rows;       // 1, or rows
+  const int8_t* ratios;              // [rows, groups], or null
+  const uint8_t* zeros;              // [zero_rows, ceil(groups * bits / 8)], or null
+  int64_t zero_rows;                 // 1, or rows
 
   int64_t groups() const { return (columns + group - 1) / group; }
   int64_t bytes_of(int64_t codes) const { return (codes * bits + 7) / 8; }

@@ -56,7 +56,7 @@ def runtime_side(name: str, shape: Shape, threads: int, set_bytes: int = 0) -> S
         operator, _, written = name.partition(" ")
         spec = next(spec for spec in SPECS if spec.name == operator)
         fmt = parse_format(written)
-        arrays = packed_weight(fmt, shape)
+        arrays = spec.stored(packed_weight(fmt, shape))
         weights = _weights(arrays, set_bytes)
         model = _onnxq_model(spec, fmt, arrays, shape, weights)
         rounds = spec.attributes(fmt, shape).get("activation_bits", 32) == 8

@@ -32,7 +32,7 @@ def one_node_model(spec, fmt, packed, shape, *, dtype=ir.DataType.FLOAT, opset=2
             dtype=ir.DataType.from_numpy(array.dtype),
             compute=array,
         )
-        for name, array in packed.items()
+        for name, array in spec.stored(packed).items()
     }
     node = spec.node(model, x, values, fmt, shape, name="product")
     graph.append(node)
