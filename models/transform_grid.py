@@ -27,6 +27,7 @@ __all__ = [
     "Format",
     "Row",
     "Transform",
+    "is_in_grid",
     "recipe_of",
 ]
 
@@ -226,6 +227,30 @@ FORMATS: Mapping[str, Mapping[str, Format]] = {
     "digits-vit": _formats(32, 32),
 }
 """The columns for each model; the vision transformer is 64 channels wide."""
+
+
+_LEARNED = frozenset({"affine", "flat", "ost"})
+_WHOLE = frozenset({"digits-vit"})
+"""Models so small that every cell is measured."""
+
+
+def is_in_grid(task: str, row: str, column: str) -> bool:
+    """Whether a cell is measured: those of large models where they say something new.
+
+    Maps that are learned for what is rounded take long, and earn it where activations have 4 bits;
+    sets of some of the rotations are compared there too, and at 8 bits, where rounding is quick.
+
+    Args:
+        task: its name.
+        row: a name in `TRANSFORMS`.
+        column: a name in `FORMATS` of the task.
+    """
+    if task in _WHOLE or "A4" in column:
+        return True
+    if row in _LEARNED:
+        return False
+    some_rotations = row.endswith(("R1", "R1, R2"))
+    return not (some_rotations and FORMATS[task][column].by_gptq)
 
 
 def recipe_of(name: str, rows: Sequence[Row]) -> Recipe:

@@ -38,7 +38,8 @@ def transform_part(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "searched for one, AWQ where activations stay in float. KLT: principal components, then a "
         "Hadamard matrix. Each cell: the model's metric, and in brackets how far its outputs are "
         "from the float model's on held-back inputs. A dash: refused, with the reason below the "
-        "table, or not measured. See [transforms.md](transforms.md).",
+        "table, or left out: beside the vision transformer, sets of some rotations are compared "
+        "at W8A8 and W4A4, and maps that are learned at W4A4. See [transforms.md](transforms.md).",
         "",
     ]
     return page_part(transform_tasks(), found, head, transform_section)

@@ -39,6 +39,7 @@ from onnxq.models.transform_grid import (
     SUPPORT,
     TRANSFORMS,
     Row,
+    is_in_grid,
     recipe_of,
 )
 from onnxq.passes.quantize_activations import QuantizeActivations
@@ -83,7 +84,10 @@ def measure_transforms(
     folder = work / "transforms"
     missing = {
         name: [
-            fmt for fmt in FORMATS[task.name] if again or _finished(task, folder, name, fmt) is None
+            fmt
+            for fmt in FORMATS[task.name]
+            if is_in_grid(task.name, name, fmt)
+            and (again or _finished(task, folder, name, fmt) is None)
         ]
         for name in (rows or TRANSFORMS)
     }

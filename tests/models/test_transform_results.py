@@ -14,6 +14,7 @@ from onnxq.models.transform_grid import (
     TRANSFORMS,
     Format,
     Transform,
+    is_in_grid,
     recipe_of,
 )
 from onnxq.models.transform_page import transform_part, transform_section
@@ -204,6 +205,16 @@ def test_every_row_and_column_takes_the_options_of_its_passes():
                     name, [*PREPARE, *(r for r in transform.rows(fmt) if r[0] in all_passes())]
                 )
     assert set(transform_tasks()) == set(FORMATS)
+
+
+def test_large_models_have_every_row_at_four_bits_and_every_column_of_the_widest_rows():
+    columns = FORMATS["smollm2"]
+    assert all(is_in_grid("smollm2", row, "W4A4 g64") for row in TRANSFORMS)
+    for row in ("none", "smooth", "Hadamard R1, R2, R3, R4", "KLT R1, R2, R3, R4"):
+        assert all(is_in_grid("smollm2", row, column) for column in columns)
+    assert not is_in_grid("smollm2", "KLT R1", "W3 g128")
+    assert not is_in_grid("smollm2", "flat", "W8A8 token")
+    assert is_in_grid("digits-vit", "flat", "W8A8 token")
 
 
 def test_a_half_written_cell_is_no_cell(tmp_path):
