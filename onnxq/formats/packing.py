@@ -3,6 +3,9 @@
 Element 0 lies in the lowest bits of byte 0. For 1, 2, 4 and 8 bits this is what ONNX writes for
 INT2/UINT2, INT4/UINT4 and INT8/UINT8 tensors (over the flattened tensor) and what MatMulNBits
 reads (over each group). Widths of 3, 5, 6 and 7 bits cross byte borders in the same order.
+
+Trits -1, 0 and 1 are the digits 0, 1 and 2 of numbers to the base 3, five of them a byte, the first
+the lowest: 1.6 bits each, of which log2(3) = 1.585 are needed.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["pack_codes", "packed_size", "unpack_codes"]
+__all__ = ["pack_codes", "pack_trits", "packed_size", "packed_trits", "unpack_codes", "unpack_trits"]
 
 Bytes = npt.NDArray[np.uint8]
+
+_POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -73,6 +78,40 @@ def unpack_codes(packed: Bytes, bits: int, count: int, *, signed: bool) -> npt.N
         return raw
     unused = np.uint8(8 - bits)
     return (raw << unused).view(np.int8) >> np.int8(unused)
+
+
+def packed_trits(count: int) -> int:
+    """Bytes that ``count`` trits take."""
+    return -(-count // len(_POWERS))
+
+
+def pack_trits(trits: npt.NDArray[np.int8]) -> Bytes:
+    """Pack trits along the last axis.
+
+    Args:
+        trits: ``[..., n]`` int8 in {-1, 0, 1}.
+
+    Returns:
+        uint8 ``[..., ceil(n / 5)]``, each at most 242; the last byte is filled up with trits 0.
+    """
+    digits = (trits + np.int8(1)).view(np.uint8)
+    missing = -digits.shape[-1] % len(_POWERS)
+    if missing:
+        filling = np.ones((*digits.shape[:-1], missing), np.uint8)
+        digits = np.concatenate([digits, filling], axis=-1)
+    packed = np.zeros((*digits.shape[:-1], digits.shape[-1] // len(_POWERS)), np.uint8)
+    for place, power in enumerate(_POWERS):
+        packed += digits[..., place :: len(_POWERS)] * power
+    return packed
+
+
+def unpack_trits(packed: Bytes, count: int) -> npt.NDArray[np.int8]:
+    """Undo `pack_trits`: ``[..., count]`` int8."""
+    digits = np.empty((*packed.shape, len(_POWERS)), np.uint8)
+    for place, power in enumerate(_POWERS):
+        digits[..., place] = packed // power % np.uint8(3)
+    flat = digits.reshape(*packed.shape[:-1], -1)[..., :count]
+    return np.ascontiguousarray(flat).view(np.int8) - np.int8(1)
 
 
 def _pack_wide(codes: npt.NDArray[np.uint16], bits: int) -> Bytes:

@@ -16,6 +16,7 @@ from onnxq.formats.codebook import CodebookFormat
 from onnxq.formats.e8p import E8pFormat
 from onnxq.formats.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor
 from onnxq.formats.lut import LutFormat
+from onnxq.formats.ternary import TernaryFormat
 from onnxq.formats.trellis import TrellisFormat
 from onnxq.formats.uniform import IntFormat
 
@@ -26,6 +27,7 @@ FAMILIES: tuple[type[VectorFormat], ...] = (
     LutFormat,
     CodebookFormat,
     E8pFormat,
+    TernaryFormat,
 )
 """Formats other than integers; each reads its own names."""
 

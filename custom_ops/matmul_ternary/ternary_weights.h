@@ -1,0 +1,113 @@
+// The weights of MatMulTernary as ONNX Runtime gives them: checked, then repacked.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../matmul/matmul_op.h"
+#include "trits.h"
+
+namespace onnxq::ort {
+
+// Weights whose scales are float32 or float16.
+template <ElementType kScales>
+class TernaryWeights {
+ public:
+  static constexpr const char* kName = "MatMulTernary";
+  static constexpr ElementType kArrays[] = {ElementType::kUint8, kScales};
+  static constexpr const char* kAttributes[] = {"rows", "columns", "group", "planes",
+                                                "activation_bits"};
+
+  TernaryWeights(const Attributes& attributes, const std::vector<Tensor>& arrays)
+      : kernels_(int_kernels()),
+        stored_(checked(attributes, arrays)),
+        packed_(packed(stored_, arrays[1])) {}
+
+  int64_t rows() const { return stored_.rows; }
+  int64_t columns() const { return stored_.columns; }
+  int64_t step() const { return 2 * kIntRows; }
+
+  size_t prepared_size(int64_t tokens) const {
+    const int64_t room = (tokens + kernels_.tile - 1) / kernels_.tile * kernels_.tile;
+    return static_cast<size_t>(room * IntToken(packed_.matrix()).size);
+  }
+  void prepare(const float* a, int64_t begin, int64_t end, void* prepared) const {
+    const IntMatrix& w = packed_.matrix();
+    uint8_t* const to = static_cast<uint8_t*>(prepared);
+    if (w.columns == stored_.columns) return kernels_.prepare(w, a, begin, end, to);
+    std::vector<float> planes(static_cast<size_t>(w.columns));  // the token of each plane
+    const int64_t size = IntToken(w).size;
+    for (int64_t token = begin; token < end; ++token) {
+      for (int64_t first = 0; first < w.columns; first += w.columns / stored_.planes) {
+        std::copy_n(a + token * stored_.columns, stored_.columns, planes.begin() + first);
+      }
+      kernels_.prepare(w, planes.data(), 0, 1, to + token * size);
+    }
+  }
+  void multiply(const float*, const void* prepared, int64_t tokens, float* y, int64_t stride,
+                int64_t begin, int64_t end) const {
+    kernels_.multiply(packed_.matrix(), static_cast<const uint8_t*>(prepared), tokens, y, stride,
+                      begin, end);
+  }
+
+ private:
+  // Everything but the scales, whose shape alone is looked at.
+  static StoredTrits checked(const Attributes& attributes, const std::vector<Tensor>& arrays) {
+    StoredTrits stored{};
+    attributes.integer("activation_bits", 8, 8);
+    stored.rows = attributes.integer("rows", 1, kMaxSize);
+    stored.columns = attributes.integer("columns", 1, kMaxSize);
+    stored.group = std::min(attributes.integer("group", 1, kMaxSize), stored.columns);
+    stored.planes = static_cast<int>(attributes.integer("planes", 1, 2));
+    const Tensor &codes = arrays[0], &scales = arrays[1];
+    const int64_t rows = stored.rows, planes = stored.planes, groups = stored.groups();
+    attributes.want("codes", codes, {rows, planes * stored.bytes()});
+    const std::vector<int64_t>& shape = scales.shape;
+    if (shape.size() != 2 || (shape[0] != 1 && shape[0] != rows) ||
+        (shape[1] != planes && shape[1] != planes * groups)) {
+      attributes.fail("scales has shape " + text_of(shape) + ", and must have [1 or " +
+                      std::to_string(rows) + ", " + std::to_string(planes) + " or " +
+                      std::to_string(planes * groups) + "]");
+    }
+    stored.scale_rows = shape[0];
+    stored.scale_groups = shape[1] / planes;
+    constexpr int64_t kWidest = INT32_MAX / (127 * 2);
+    if (stored.group > kWidest) {
+      attributes.fail("sums of " + std::to_string(stored.group) + " products do not fit int32; " +
+                      "at most " + std::to_string(kWidest) + " columns may share a scale");
+    }
+    stored.codes = codes.as<uint8_t>();
+    const uint8_t* const end = stored.codes + codes.count();
+    const uint8_t* const wrong =
+        std::find_if(stored.codes, end, [](uint8_t byte) { return byte > kTritsHighest; });
+    if (wrong != end) {
+      attributes.fail("codes holds " + std::to_string(*wrong) + " in row " +
+                      std::to_string((wrong - stored.codes) / codes.shape[1]) +
+                      "; five trits are a number up to " + std::to_string(kTritsHighest));
+    }
+    return stored;
+  }
+
+  static PackedIntegers packed(StoredTrits& stored, const Tensor& scales) {
+    std::vector<float> wide;
+    if constexpr (kScales == ElementType::kFloat) {
+      stored.scales = scales.as<float>();
+    } else {
+      wide.resize(static_cast<size_t>(scales.count()));
+      hadamard_kernels().widen(scales.as<uint16_t>(), wide.data(), scales.count());
+      stored.scales = wide.data();
+    }
+    PackedIntegers packed = packed_trits(stored);
+    stored.codes = nullptr;  // the runtime's, and gone from now on
+    stored.scales = nullptr;
+    return packed;
+  }
+
+  const IntKernels& kernels_;
+  StoredTrits stored_;
+  PackedIntegers packed_;
+};
+
+}  // namespace onnxq::ort
