@@ -6,7 +6,8 @@ namespace onnxq::ort {
 
 std::vector<const CustomOp*> matmul_ternary_ops(const Api* api) {
   std::vector<const CustomOp*> ops = matmul_ops<TernaryWeights<ElementType::kFloat>>(api);
-  for (const CustomOp* op : matmul_ops<TernaryWeights<ElementType::kFloat16>>(api)) ops.push_back(op);
+  for (const CustomOp* op : matmul_ops<TernaryWeights<ElementType::kFloat16>>(api))
+    ops.push_back(op);
   return ops;
 }
 

@@ -65,14 +65,11 @@ class TernaryWeights {
     const int64_t rows = stored.rows, planes = stored.planes, groups = stored.groups();
     attributes.want("codes", codes, {rows, planes * stored.bytes()});
     const std::vector<int64_t>& shape = scales.shape;
-    if (shape.size() != 2 || (shape[0] != 1 && shape[0] != rows) ||
-        (shape[1] != planes && shape[1] != planes * groups)) {
+    if (shape.size() != 2 || (shape[0] != 1 && shape[0] != rows) || shape[1] != planes * groups) {
       attributes.fail("scales has shape " + text_of(shape) + ", and must have [1 or " +
-                      std::to_string(rows) + ", " + std::to_string(planes) + " or " +
-                      std::to_string(planes * groups) + "]");
+                      std::to_string(rows) + ", " + std::to_string(planes * groups) + "]");
     }
     stored.scale_rows = shape[0];
-    stored.scale_groups = shape[1] / planes;
     constexpr int64_t kWidest = INT32_MAX / (127 * 2);
     if (stored.group > kWidest) {
       attributes.fail("sums of " + std::to_string(stored.group) + " products do not fit int32; " +

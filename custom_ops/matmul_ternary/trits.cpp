@@ -50,16 +50,9 @@ PackedIntegers packed_trits(const StoredTrits& stored) {
                 codes.data() + row * row_bytes, plane * stored.groups() * stored.group);
     }
   }
-  // One scale for each group of each plane, where they have one for all of their groups.
-  std::vector<float> scales(static_cast<size_t>(stored.scale_rows * groups));
-  for (int64_t at = 0; at < stored.scale_rows * groups; ++at) {
-    const int64_t plane = at / stored.groups();  // of all rows
-    const int64_t group = stored.scale_groups == 1 ? 0 : at % stored.groups();
-    scales[static_cast<size_t>(at)] = stored.scales[plane * stored.scale_groups + group];
-  }
   const std::vector<uint8_t> zeros(static_cast<size_t>(integers.bytes_of(groups)), kZeros);
   integers.codes = codes.data();
-  integers.scales = scales.data();
+  integers.scales = stored.scales;
   integers.scale_rows = stored.scale_rows;
   integers.scale_groups = groups;
   integers.zeros = zeros.data();

@@ -193,9 +193,8 @@ def nearest_codes(values: Array, scales: Array) -> npt.NDArray[np.int8]:
 
 
 def _limits(ascending: Array) -> Array:
-    """Midpoints; none is passed where there is no larger magnitude."""
-    middle = 0.5 * (ascending[:, 1:] + ascending[:, :-1])
-    return np.where(ascending[:, 1:] > ascending[:, :-1], middle, np.inf)
+    """Midpoints, ascending as well."""
+    return 0.5 * (ascending[:, 1:] + ascending[:, :-1])
 
 
 def _summed(values: Doubles) -> Doubles:
@@ -208,8 +207,6 @@ def _taken(spans: Spans, scales: Doubles) -> tuple[Doubles, Doubles, Doubles, Ar
     """Sums of h and of h·|x| that take each magnitude but 0; the magnitudes, and their codes."""
     found, codes = magnitudes(scales)
     above = spans.above(_limits(found))
-    # Limits that are never passed lie at the end or between equal magnitudes: counts must fall.
-    above = np.maximum.accumulate(above[:, ::-1], axis=1)[:, ::-1]
     costs = np.take_along_axis(spans.costs, above, axis=1)
     sums = np.take_along_axis(spans.sums, above, axis=1)
     nothing = np.zeros((len(costs), 1))
@@ -247,11 +244,12 @@ def _moved(scales: Doubles, costs: Doubles, lack: Doubles, codes: Array) -> Doub
     first = (codes + 1) // 3
     second = codes - 3 * first
     a, b, c = (np.sum(costs * one * two, axis=1) for one, two in _pairs(first, second))
-    ridge = _RIDGE * (a + c) + np.finfo(np.float64).tiny
+    ridge = _RIDGE * (a + c)
     a, c = a + ridge, c + ridge
     r, s = np.sum(lack * first, axis=1), np.sum(lack * second, axis=1)
     determinant = a * c - b * b
-    moves = np.stack([(c * r - b * s) / determinant, (a * s - b * r) / determinant], axis=1)
+    moves = np.stack([c * r - b * s, a * s - b * r], axis=1)
+    moves = np.divide(moves, determinant[:, None], out=np.zeros_like(moves), where=moves != 0)
     return -np.sort(-np.abs(scales + moves), axis=1)
 
 
