@@ -14,7 +14,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxq.custom_ops.catalog import spec_of
-from onnxq.formats import Format, IntFormat, PerGroup, encode_matmul_nbits, matmul_nbits_layout
+from onnxq.formats import (
+    Format,
+    IntFormat,
+    PerGroup,
+    VectorFormat,
+    encode_matmul_nbits,
+    matmul_nbits_layout,
+)
 from onnxq.graph.orientation import to_rows
 from onnxq.graph.scratch import Scratch
 from onnxq.graph.sites import Site
@@ -235,6 +242,9 @@ class WeightWriter:
             nbytes=encoded.nbytes,
             **self._solver.describe(site, fmt),
         )
+        if encoded.error == 0 and isinstance(fmt, VectorFormat):
+            exact = f"stored exactly: its weights are values of {fmt} already"
+            report = dataclasses.replace(report, note="; ".join(filter(None, (report.note, exact))))
         kept = self._solver.kept(site, fmt)
         return report if kept is None else counted(report, site, kept, self._kept[site.name])
 

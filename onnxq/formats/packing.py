@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["pack_codes", "pack_trits", "packed_size", "packed_trits", "unpack_codes", "unpack_trits"]
+__all__ = [
+    "pack_codes",
+    "pack_trits",
+    "packed_size",
+    "packed_trits",
+    "unpack_codes",
+    "unpack_trits",
+]
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -154,7 +154,8 @@ class TernaryFormat(VectorFormat):
     def unpack(self, packed: Mapping[str, Array], shape: tuple[int, int]) -> Arrays:
         """See `VectorFormat.unpack`."""
         planes = [
-            unpack_trits(codes, shape[1]) for codes in np.split(packed["codes"], self.planes, axis=1)
+            unpack_trits(codes, shape[1])
+            for codes in np.split(packed["codes"], self.planes, axis=1)
         ]
         codes = planes[0] if self.planes == 1 else np.int8(3) * planes[0] + planes[1]
         return {"codes": codes, "scales": packed["scales"]}
@@ -192,7 +193,7 @@ class TernaryFormat(VectorFormat):
 
         Columns that fill up a last group are 0 and cost nothing.
         """
-        rows, columns = weight.shape
+        columns = weight.shape[1]
         if isinstance(self.granularity, PerTensor):
             costs = None
             if importance is not None:
@@ -220,8 +221,8 @@ class TernaryFormat(VectorFormat):
             stored = scales.astype(self.scale_dtype)
         if not np.isfinite(stored).all():
             raise FormatError(
-                f"weights with a scale of {scales.max():.4g} are too large for {self}, whose scales "
-                "are float16: leave out _f16."
+                f"weights with a scale of {scales.max():.4g} are too large for {self}, whose "
+                "scales are float16: leave out _f16."
             )
         return stored
 

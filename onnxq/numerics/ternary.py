@@ -9,16 +9,17 @@ summed up from the largest on, the error of any scales
 
 needs a search for a few midpoints, and no pass over the numbers.
 
-*One plane*: the best trits for any scale are 1 for the largest k magnitudes, and the best scale for
-these is their mean; the best of all k is the best of all, E = Σ h x² − max_k S_k² / N_k. It is found
-exactly.
+*One plane*: the best trits for any scale are 1 for the largest k magnitudes, and the best scale
+for these is their mean; the best of all k is the best of all, E = Σ h x² − max_k S_k² / N_k. It is
+found exactly.
 
 *Two planes*: progressive approximation as in PTQTP (Xiao et al., arXiv:2509.16989, section 3): by
-turns every number takes the best of its nine pairs, and both scales are set by ridge regression. The
-ridge is on the move of the scales, not on the scales: δ solves (A + R) δ = r for A = Σ h t tᵀ and
-r = Σ h t e, and changes E by δ A δᵀ − 2 δ r ≤ −δ r ≤ 0, so no step makes E larger, and a singular A
-(planes alike, or empty) does no harm. It ends in a local minimum, so it is begun at several ratios
-of the scales; on normal weights a ≈ 1.5 b is best, whose magnitudes are near those of Lloyd and Max.
+turns every number takes the best of its nine pairs, and both scales are set by ridge regression.
+The ridge is on the move of the scales, not on the scales: δ solves (A + R) δ = r for A = Σ h t tᵀ
+and r = Σ h t e, and changes E by δ A δᵀ − 2 δ r ≤ −δ r ≤ 0, so no step makes E larger, and a
+singular A (planes alike, or empty) does no harm. It ends in a local minimum, so it is begun at
+several ratios of the scales; on normal weights a ≈ 1.5 b is best, whose magnitudes are near those
+of Lloyd and Max.
 """
 
 from __future__ import annotations
@@ -145,7 +146,9 @@ def fit_two(spans: Spans, *, rounds: int = ROUNDS) -> tuple[Doubles, list[Double
     scales = np.stack([scales for scales, _ in found])[best, np.arange(len(best))]
     # Starts that are still earlier keep their last errors.
     longest = max(len(errors) for _, errors in found)
-    told = np.stack([np.stack(errors + [errors[-1]] * (longest - len(errors))) for _, errors in found])
+    told = np.stack(
+        [np.stack(errors + [errors[-1]] * (longest - len(errors))) for _, errors in found]
+    )
     return scales, list(told[best, :, np.arange(len(best))].T)
 
 

@@ -67,9 +67,7 @@ def test_two_planes_are_no_worse_than_one_and_near_the_best_pair_of_scales():
     grid = np.linspace(0, 3, 61)
     for row in range(10):
         assert errors[-1][row] <= error_of(values[row], one[row]) + 1e-12
-        best = min(
-            error_of(values[row], np.array([a, b])) for a in grid for b in grid[grid <= a]
-        )
+        best = min(error_of(values[row], np.array([a, b])) for a in grid for b in grid[grid <= a])
         power = np.sum(values[row] ** 2)
         assert errors[-1][row] <= best + 0.02 * power
     assert (two[:, 0] >= two[:, 1]).all()

@@ -99,6 +99,27 @@ def test_nbits_is_what_auto_writes_for_groups_and_dequantize_for_channels():
     assert "w" not in per_channel.graph.initializers
 
 
+@pytest.mark.parametrize("name", ["ternary_tensor", "ternary", "ternary_g16_f16", "ternary2"])
+def test_a_weight_that_is_ternary_already_is_written_exactly_and_said_to_be(name):
+    trits = RNG.integers(-1, 2, (48, 20)).astype(np.float32)
+    weight = trits * np.float32(0.0625 if name.endswith("f16") else 0.03)
+    m = model(
+        "main (float[n, 48] x) => (float[n, 20] y) <float[48, 20] w> { y = MatMul(x, w) }", w=weight
+    )
+    (site,) = apply(m, format=name).sites
+    assert site.error == 0
+    assert site.note == f"stored exactly: its weights are values of {name} already"
+    assert [node.op_type for node in m.graph] == ["MatMulTernary"]
+    x = RNG.integers(-127, 128, (5, 48)).astype(np.float32)
+    x[:, 0] = 127  # whole tokens up to 127 are rounded to themselves
+    exact = x.astype(np.float64) @ weight.astype(np.float64)
+    np.testing.assert_allclose(run(m, x=x)["y"], exact, rtol=1e-6, atol=1e-5)
+    other, _ = linear()
+    (site,) = apply(other, format=name).sites
+    assert site.error > 0.1
+    assert site.note is None
+
+
 @pytest.mark.parametrize("trans_b", [0, 1])
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.5, 2.0)])
 @pytest.mark.parametrize("write", ["dequantize", "matmul_nbits"])
