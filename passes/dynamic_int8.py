@@ -57,6 +57,8 @@ class DynamicInt8(Pass):
         convolutions: also write ConvInteger. ONNX Runtime's is several times slower than its
             float Conv, so this saves size and not time.
         recurrent: also write DynamicQuantizeLSTM.
+        rest: take what another pass, such as `insert_qdq`, has left in float; none left is right
+            too. Else a model that is quantized already is refused.
         exclude: name patterns, or operator types, of sites to leave in float.
     """
 
@@ -64,6 +66,7 @@ class DynamicInt8(Pass):
     reduce_range: bool = False
     convolutions: bool = False
     recurrent: bool = True
+    rest: bool = False
     exclude: tuple[str, ...] = ()
 
     promise: ClassVar[Promise] = Promise.CLOSE
@@ -78,12 +81,13 @@ class DynamicInt8(Pass):
             )
 
     def requires(self, model: ir.Model) -> None:
-        """Refuse a model that is quantized already or too old.
+        """Refuse a model that is too old, or quantized already unless its ``rest`` is meant.
 
         Raises:
             UnsupportedGraph: says what was found and what to do first.
         """
-        need_float_weight(model, "Quantize the float model it was made from.")
+        if not self.rest:
+            need_float_weight(model, "Quantize the float model it was made from.")
         need_opset(model, _MINIMUM_OPSET, "DynamicQuantizeLinear")
 
     def call(self, model: ir.Model, context: Context) -> PassReport:

@@ -80,7 +80,8 @@ class InsertQdq(Pass):
         noise_samples: calibration samples to measure noise and means on.
         min_token_db: signal-to-noise ratio, mean over tokens, that a MatMul or Gemm is to keep when
             its input is rounded with its one step; those that keep less are left in float, for
-            `dynamic_int8` behind this pass to give each token a step. 0 does not measure.
+            `dynamic_int8` (rest=true, granularity=token) behind this pass to give each token a
+            step. 0 does not measure.
     """
 
     target: str = "onnxruntime-cpu"
