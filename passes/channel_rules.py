@@ -17,6 +17,7 @@ from onnxq.graph.weight_source import stored_weight
 from onnxq.passes.channel_attention import ATTENTION, follow_attention
 from onnxq.passes.channel_labels import Labels, Leave, Link, along, named
 from onnxq.passes.channel_norms import NORMS, REDUCTIONS, follow_norm, follow_reduction
+from onnxq.passes.channel_picks import follow_pick
 from onnxq.passes.channel_region import Region
 from onnxq.passes.channel_views import VIEWS, dims_of, follow_view
 
@@ -107,6 +108,8 @@ def follow(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> No
         follow_view(region, node, value, labels)
     elif site is not None and site.weight is not None and (kind in _LINEAR or site.already):
         follow_linear(region, site, value, labels)
+    elif kind == "Gather":
+        follow_pick(region, node, value, labels)
     elif kind in ("MatMul", "FusedMatMul"):
         follow_product(region, node, value, labels)
     elif kind in _UNARY or kind in _BROADCASTING:

@@ -24,6 +24,7 @@ from onnxq.graph.weights import add_weight, read_weight, replace_weight, weight_
 from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_labels import Labels, Leave, along, named
 from onnxq.passes.channel_norms import NORMS
+from onnxq.passes.channel_picks import follow_pick
 from onnxq.passes.channel_region import Options, Region
 from onnxq.passes.channel_views import VIEWS
 from onnxq.passes.channel_weights import drop_unread
@@ -31,7 +32,7 @@ from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.match import home_of
 from onnxq.passes.migration_rules import follow_scale
 from onnxq.passes.migration_weights import ScaledWeights
-from onnxq.passes.rotation_rules import SCALE_OF, follow_mean, follow_pick
+from onnxq.passes.rotation_rules import SCALE_OF, follow_mean
 from onnxq.passes.site_patterns import is_named
 from onnxq.passes.site_shift import shift_input, shift_refusal
 

@@ -14,9 +14,6 @@ An operator without a rule ends the search: nothing is assumed of it.
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.flow import VIEWS as SAME_ELEMENTS
@@ -26,6 +23,7 @@ from onnxq.graph.weights import read_weight
 from onnxq.passes.channel_attention import ATTENTION, follow_attention
 from onnxq.passes.channel_labels import Labels, Leave, Link, along, named
 from onnxq.passes.channel_norms import NORMS
+from onnxq.passes.channel_picks import follow_pick
 from onnxq.passes.channel_region import Region
 from onnxq.passes.channel_rules import (
     follow_channelwise,
@@ -80,7 +78,7 @@ def follow_scale(region: Region, node: ir.Node, value: ir.Value, labels: Labels)
     elif site is not None and site.weight is not None and (kind in _LINEAR or site.already):
         _linear(region, site, value, labels)
     elif kind == "Gather":
-        _gather(region, node, value, labels)
+        follow_pick(region, node, value, labels)
     elif kind in ("MatMul", "FusedMatMul"):
         follow_product(region, node, value, labels)
     elif kind in _HOMOGENEOUS:
@@ -120,27 +118,6 @@ def _linear(region: Region, site: Site, value: ir.Value, labels: Labels) -> None
     rows = Labels((0,), ids.repeat(shape[0] // site.groups))
     region.weights.ask_stored(site.weight, node, site.weight_index, "in", rows)
     region.read(site, axis)
-
-
-def _gather(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:
-    """Channels are picked or repeated by a constant list of them, as `flatten_channels` does."""
-    source, target, which = node.inputs[0], node.outputs[0], stored_weight(node.inputs[1])
-    places = None if which is None else read_weight(which)
-    sizes = None if source is None else dims_of(source)
-    if source is None or places is None or places.ndim != 1 or sizes is None:
-        raise Leave(f"{named(node)} looks them up at places that are not known")
-    axis = node.attributes.get_int("axis", 0)
-    axis = axis if axis < 0 else axis - len(sizes)
-    whole = sizes[axis]
-    if value not in (source, target) or axis not in labels.axes or whole is None:
-        raise Leave(f"{named(node)} looks up something else than their axis")
-    shape = [whole if a == axis else n for a, n in labels.sizes.items()]
-    index = np.arange(math.prod(shape)).reshape(shape)
-    index = index.take(places % whole, labels.axes.index(axis))
-    link = Link(
-        source, labels.axes, tuple(shape), target, labels.axes, index.shape, index.reshape(-1)
-    )
-    region.link(node, link)
 
 
 def _homogeneous(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:

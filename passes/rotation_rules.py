@@ -16,6 +16,7 @@ from onnxq.graph.weights import is_weight, read_weight
 from onnxq.passes.channel_attention import ATTENTION, follow_attention
 from onnxq.passes.channel_labels import Labels, Leave, Link, named
 from onnxq.passes.channel_norms import NORMS, reduced_axes
+from onnxq.passes.channel_picks import follow_pick
 from onnxq.passes.channel_region import Region
 from onnxq.passes.channel_rules import follow_linear, follow_operand, follow_product
 from onnxq.passes.channel_views import VIEWS, dims_of, follow_view
@@ -23,7 +24,6 @@ from onnxq.passes.channel_views import VIEWS, dims_of, follow_view
 __all__ = [
     "SCALE_OF",
     "follow_mean",
-    "follow_pick",
     "follow_rotation",
     "follow_sum",
     "follow_through",
@@ -212,19 +212,6 @@ def follow_mean(region: Region, node: ir.Node, value: ir.Value, labels: Labels) 
         )
     if source is None or value not in (source, target):
         raise Leave(f"{named(node)} takes its axes from them")
-    region.link(node, Link.same(source, target, labels))
-
-
-def follow_pick(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> None:
-    """Entries of another axis are picked, such as the first token."""
-    source, target = node.inputs[0], node.outputs[0]
-    sizes = None if source is None else dims_of(source)
-    if source is None or sizes is None or value not in (source, target):
-        raise Leave(f"{named(node)} is on their way, and the rank of its input is unknown")
-    axis = node.attributes.get_int("axis", 0)
-    axis = axis if axis < 0 else axis - len(sizes)
-    if any(other <= axis for other in labels.axes):
-        raise Leave(f"{named(node)} picks some of them")
     region.link(node, Link.same(source, target, labels))
 
 

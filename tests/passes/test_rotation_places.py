@@ -12,6 +12,8 @@ from onnxq.passes.center_residual import CenterResidual
 from onnxq.passes.fold_norm_scales import FoldNormScales
 from onnxq.passes.rotate_heads import RotateHeads
 from onnxq.passes.rotate_residual import RotateResidual
+from onnxq.passes.rotation_rules import follow_rotation
+from onnxq.passes.rotation_space import find_space
 from onnxq.passes.rotation_streams import find_streams, rotate_stream
 
 RNG = np.random.default_rng(11)
@@ -260,6 +262,55 @@ def test_fused_attention_packed_or_with_a_bias_of_its_own(build, judge, kind):
             kept = 32 if kind == "gqa" else 48  # queries and keys stay, bit for bit
             assert np.array_equal(read_weight(site.weight)[:, :kept], before[site.name][:, :kept])
             assert not np.allclose(read_weight(site.weight)[:, kept:], before[site.name][:, kept:])
+
+
+SCORES = "qt = Transpose <perm = [0, 2, 1, 3]> (q)  kt = Transpose <perm = [0, 2, 3, 1]> (k)  vt = Transpose <perm = [0, 2, 1, 3]> (v)"
+TAKEN_APART = {
+    "between heads and channels": (72, f"r = Reshape (p, shape)  q = Gather <axis = 3> (r, i0)  k = Gather <axis = 3> (r, i1)  v = Gather <axis = 3> (r, i2)  {SCORES}",
+        {"shape": [1, 5, 3, 3, 8]}),
+    "in front of all": (72, "r = Reshape (p, shape)  t = Transpose <perm = [2, 0, 3, 1, 4]> (r)  qt = Gather <axis = 0> (t, i0)  k = Gather <axis = 0> (t, i1)  vt = Gather <axis = 0> (t, i2)  kt = Transpose <perm = [0, 1, 3, 2]> (k)",
+        {"shape": [1, 5, 3, 3, 8]}),
+    "by lists, heads shared": (64, f"r = Reshape (p, shape)  q5 = Slice (r, i0v, m2, i3)  q = Reshape (q5, heads)  k5 = Gather <axis = 3> (r, m2)  ke = Expand (k5, many)  k = Reshape (ke, heads)  v5 = Gather <axis = 3> (r, m1)  ve = Expand (v5, many)  v = Reshape (ve, heads)  {SCORES}",
+        {"shape": [1, 5, 2, 4, 8], "heads": [1, 5, 4, 8], "many": [1, 5, 2, 2, 8], "i0v": [0], "m2": [-2], "m1": [-1], "i3": [3]}),
+}  # fmt: skip
+
+
+def _taken_apart(build, kind):
+    wide, body, numbers = TAKEN_APART[kind]
+    heads = 4 if "heads" in numbers else 3
+    text = f"main (float[1, 5, 24] x) => (float[1, 5, 24] y) {{ p = MatMul (x, wp)  {body}  s = MatMul (qt, kt)  w = Softmax <axis = -1> (s)  a = MatMul (w, vt)  b = Transpose <perm = [0, 2, 1, 3]> (a)  c = Reshape (b, flat)  y = MatMul (c, wo) }}"
+    used = {f"i{n}": np.array(n) for n in range(3)} if heads == 3 else {}
+    numbers = {name: np.array(given) for name, given in numbers.items()}
+    flat = np.array([1, 5, heads * 8])
+    return build(
+        text, opset=17, wp=normal(24, wide), wo=normal(heads * 8, 24), flat=flat, **used, **numbers
+    )
+
+
+@pytest.mark.parametrize("kind", list(TAKEN_APART))
+def test_values_taken_out_of_one_product_are_rotated_alone(build, judge, kind):
+    model = _taken_apart(build, kind)
+    site = next(site for site in find_sites(model) if site.name == "MatMul_0")
+    before = read_weight(site.weight)
+    report = judge(model, RotateHeads(matrix="orthogonal"), {"x": normal(1, 5, 24)})
+    assert [one.reason for one in report.sites] == [None]
+    site = next(site for site in find_sites(model) if site.name == "MatMul_0")
+    changed = np.any(read_weight(site.weight) != before, axis=0).reshape(-1, 8)
+    assert (changed == changed[:, :1]).all()
+    changed = changed[:, 0].reshape(TAKEN_APART[kind][2]["shape"][2:4])
+    values = changed[-1] if kind == "in front of all" else changed[:, -1]
+    assert values.all() and changed.sum() == values.size
+
+
+def test_one_token_of_many_is_no_part_of_a_product(build):
+    text = "main (float[2, 6, 8] x) => (float[2, 8] y, float[2, 6, 8] z) { p = MatMul (x, w0)  t = Gather <axis = 1> (p, i0)  y = MatMul (t, w1)  z = MatMul (p, w2) }"
+    model = build(text, opset=17, w0=normal(8, 8), w1=normal(8, 8), w2=normal(8, 8), i0=np.array(0))
+    value = next(node for node in model.graph if node.op_type == "MatMul").outputs[0]
+    space = find_space(
+        {site.node: site for site in find_sites(model)}, follow_rotation, value, width=8, count=8
+    )
+    assert not isinstance(space, str), space
+    assert {site.node.inputs[1].name for site in space.readers} == {"w1", "w2"}
 
 
 @pytest.mark.parametrize("layer", [True, False])
