@@ -7,13 +7,14 @@ import onnx_ir as ir
 from onnxq.custom_ops.functions import DOMAIN
 from onnxq.custom_ops.hadamard import HADAMARD
 from onnxq.custom_ops.matmul_int import MATMUL_INT
+from onnxq.custom_ops.matmul_lut import MATMUL_LUT
 from onnxq.custom_ops.matmul_ternary import MATMUL_TERNARY
 from onnxq.custom_ops.spec import OperatorSpec
 from onnxq.formats import Format
 
 __all__ = ["SPECS", "has_kernels", "spec_of"]
 
-SPECS: tuple[OperatorSpec, ...] = (MATMUL_INT, MATMUL_TERNARY)
+SPECS: tuple[OperatorSpec, ...] = (MATMUL_INT, MATMUL_LUT, MATMUL_TERNARY)
 
 
 def spec_of(fmt: Format, shape: tuple[int, int]) -> OperatorSpec | str:
