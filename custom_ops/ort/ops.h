@@ -11,5 +11,6 @@ namespace onnxq::ort {
 std::vector<const CustomOp*> hadamard_ops(const Api* api);
 std::vector<const CustomOp*> matmul_int_ops(const Api* api);
 std::vector<const CustomOp*> matmul_ternary_ops(const Api* api);
+std::vector<const CustomOp*> matmul_lut_ops(const Api* api);
 
 }  // namespace onnxq::ort
