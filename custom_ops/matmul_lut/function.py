@@ -1,8 +1,8 @@
-"""What ``onnxq.MatMulLut`` means: the weight of codes and tables, the activations in 8 bits or not.
+"""What ``onnxq.MatMulLut`` means: a weight of codes and tables, activations in 8 bits or in float.
 
-Columns of one row lie in groups of ``group``; entry ``lut[r, g, code] · scales[r, g]`` is the weight,
-an axis of length 1 being shared. With ``activation_bits`` 8 each run of `BLOCK` columns of a token is
-rounded to ``q = round(a · (127 / m))``, ties to even, m = max |a|, and stands for ``q · (m / 127)``.
+Columns of a row lie in groups of ``group``, and a weight is ``lut[r, g, code] · scales[r, g]``, an
+axis of length 1 being shared. With ``activation_bits`` 8 each run of `BLOCK` columns of a token is
+rounded to ``q = round(a · (127 / m))``, ties to even, m = max |a|, standing for ``q · (m / 127)``.
 """
 
 from __future__ import annotations
@@ -137,9 +137,12 @@ def _attributes(fmt: Format, shape: tuple[int, int]) -> dict[str, int]:
 
 def _refusal(fmt: Format, shape: tuple[int, int]) -> str | None:
     group = fmt.group_size(shape[1])
-    if group >= shape[1] or group in _SHORT or group % _UNIT == 0:
+    if group >= shape[1] or group % _UNIT == 0 or (group in _SHORT and not fmt.learned):
         return None
-    return f"MatMulLut takes groups of 16, 32 or a multiple of 64 columns, and {fmt} has {group}"
+    return (
+        "MatMulLut takes tables of a multiple of 64 columns, scales of 16 or 32 as well, and "
+        f"{fmt} has groups of {group}"
+    )
 
 
 MATMUL_LUT = OperatorSpec(

@@ -1,7 +1,7 @@
 // Y = A W^T with W in codes of 2, 3 or 4 bits that are looked up in tables.
 //
-// Columns are taken 64 at a time, a unit. The codes of a row lie so that a unit is some bits of each
-// of 64 bytes, a line, and a chunk of lines holds whole units:
+// Columns are taken 64 at a time, a unit. The codes of a row lie so that a unit is some bits of
+// each of 64 bytes, a line, and a chunk of lines holds whole units:
 //
 //   4 bits  a line holds two units, in the low and the high half of its bytes
 //   2 bits  a line holds four units, from the low bits up
@@ -41,8 +41,9 @@ struct LutMatrix {
   int64_t rows, columns;
   int64_t units;      // of a row, whole blocks
   int64_t row_bytes;  // of codes
-  int64_t group;      // columns that share a scale: 16, 32, a multiple of a unit, or all
-  bool grouped;       // whether there is more than one scale in a row
+  int64_t group;  // columns that share a scale: 16, 32 (a table then belongs to more), a multiple
+                  // of a unit, or all
+  bool grouped;   // whether there is more than one scale in a row
   const int32_t* groups;  // [units] the group of the first column of a unit
   const uint8_t* codes;   // [rows][row_bytes], at the start of lines of the cache
   const float* scales;    // [rows or 1][groups], 4 more behind the last
@@ -61,8 +62,8 @@ struct LutMatrix {
   }
 };
 
-// A token of 8-bit activations in memory: codes, starts, scales. An odd number of lines: tokens of a
-// power of two bytes would all meet in the same few lines of the cache.
+// A token of 8-bit activations in memory: codes, starts, scales. An odd number of lines: tokens of
+// a power of two bytes would all meet in the same few lines of the cache.
 struct LutToken {
   explicit LutToken(const LutMatrix& w)
       : columns(w.columns),
@@ -88,8 +89,8 @@ struct LutToken {
   }
 };
 
-// Results of a tile are sums[row * kLutTokens + token]: scales of groups are in them, those of whole
-// rows are not. Kernels allocate nothing and start no threads.
+// Results of a tile are sums[row * kLutTokens + token]: scales of groups are in them, those of
+// whole rows are not. Kernels allocate nothing and start no threads.
 struct LutKernels {
   const char* name;
   int offset;  // added to the entries of tables

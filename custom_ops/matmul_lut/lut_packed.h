@@ -13,11 +13,11 @@ namespace onnxq {
 struct StoredLut {
   int64_t rows, columns;
   int bits;
-  int64_t group;                     // columns that share a table or a scale
-  const uint8_t* codes;              // [rows][row_bytes()], bits of one code after the other
-  const int8_t* entries;             // [lut_rows][lut_groups][2^bits], or null
-  const uint16_t* halves;            // the same in float16, or null
-  const uint16_t* scales;            // float16 [scale_rows][scale_groups]
+  int64_t group;           // columns that share a table or a scale
+  const uint8_t* codes;    // [rows][row_bytes()], bits of one code after the other
+  const int8_t* entries;   // [lut_rows][lut_groups][2^bits], or null
+  const uint16_t* halves;  // the same in float16, or null
+  const uint16_t* scales;  // float16 [scale_rows][scale_groups]
   int64_t lut_rows, lut_groups, scale_rows, scale_groups;
 
   int64_t row_bytes() const { return (columns * bits + 7) / 8; }

@@ -1,4 +1,5 @@
-// Source of the files of one instruction set each, lut_*.cpp, its only readers. Before, each defines
+// Source of the files of one instruction set each, lut_*.cpp, its only readers. Before, each
+// defines
 //
 //   Floats, kFloats, kAbreast, zero, spread, load, multiply_add, total   vectors of float32
 //   Sums, dot(w, a, columns), to_floats(sums)        products of int8, of 16, 32 or 64 columns
@@ -95,9 +96,7 @@ void expand(const LutMatrix& w, int64_t row, int64_t first, int64_t last, const 
     const float* values = w.values + w.table_at(row, unit);
     const float* scales = w.scales_of(row, unit);
     for (int64_t column = 0; column < kUnit; column += step) {
-      const int64_t group = column / step;
-      expand_run(values + group * w.table_group, scales[group], numbers + column, step,
-                 out + column);
+      expand_run(values, scales[column / step], numbers + column, step, out + column);
     }
   }
 }

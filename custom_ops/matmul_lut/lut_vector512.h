@@ -15,8 +15,8 @@ inline Floats spread(float value) { return _mm512_set1_ps(value); }
 inline Floats load(const float* from) { return _mm512_loadu_ps(from); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 inline float total(Floats value) {
-  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(value),
-                                    _mm512_maskz_extractf32x8_ps(0xff, value, 1));
+  const __m256 half =
+      _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_maskz_extractf32x8_ps(0xff, value, 1));
   __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
   sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
   return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));

@@ -1,5 +1,5 @@
-// AVX-512 VNNI and VBMI. `vpermb` looks up 64 codes at once by the low six bits of bytes: a table of
-// 64 entries, made from the 4, 8 or 16 of the weight, picks one code out of a byte that holds
+// AVX-512 VNNI and VBMI. `vpermb` looks up 64 codes at once by the low six bits of bytes: a table
+// of 64 entries, made from the 4, 8 or 16 of the weight, picks one code out of a byte that holds
 // several, so that codes need no masks and few shifts. Entries are kept as entry + 128, which
 // `vpdpbusd` multiplies with signed activations; sums begin with what takes that away again.
 #include "lut.h"
@@ -58,7 +58,9 @@ struct Pair {
 };
 
 template <int kBits>
-constexpr int kPairs = kBits == 4 ? 1 : kBits == 3 ? 4 : 2;  // of a chunk
+constexpr int kPairs = kBits == 4   ? 1
+                       : kBits == 3 ? 4
+                                    : 2;  // of a chunk
 template <int kBits>
 constexpr int64_t kChunk = (kBits == 3 ? 3 : 1) * kUnit;  // bytes
 
@@ -104,7 +106,9 @@ struct GroupScales {
       : scales(w.scales + row * w.scale_row),
         places(_mm512_srli_epi32(
             _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-            w.group == 16 ? 2 : w.group == 32 ? 3 : 4)) {}
+            w.group == 16   ? 2
+            : w.group == 32 ? 3
+                            : 4)) {}
   __m512 of(int64_t group) const {
     return _mm512_permutexvar_ps(places, _mm512_castps128_ps512(_mm_loadu_ps(scales + group)));
   }
@@ -137,8 +141,8 @@ inline __m128 totals(const __m512* of) {
       _mm512_add_ps(_mm512_unpacklo_ps(of[0], of[1]), _mm512_unpackhi_ps(of[0], of[1]));
   const __m512 second =
       _mm512_add_ps(_mm512_unpacklo_ps(of[2], of[3]), _mm512_unpackhi_ps(of[2], of[3]));
-  const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(first, second, 0x44),
-                                   _mm512_shuffle_ps(first, second, 0xee));
+  const __m512 all =
+      _mm512_add_ps(_mm512_shuffle_ps(first, second, 0x44), _mm512_shuffle_ps(first, second, 0xee));
   const __m256 half =
       _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_maskz_extractf32x8_ps(0xff, all, 1));
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
@@ -176,8 +180,8 @@ void one_token(const LutMatrix& w, const LutToken& layout, int64_t row, const ui
   const auto table = [&](int64_t at) { return w.tables + (row + at) * w.table_row; };
   const Tables<kBits> tables[kLutRows] = {Tables<kBits>(table(0)), Tables<kBits>(table(1)),
                                           Tables<kBits>(table(2)), Tables<kBits>(table(3))};
-  const GroupScales groups[kLutRows] = {
-      GroupScales(w, row), GroupScales(w, row + 1), GroupScales(w, row + 2), GroupScales(w, row + 3)};
+  const GroupScales groups[kLutRows] = {GroupScales(w, row), GroupScales(w, row + 1),
+                                        GroupScales(w, row + 2), GroupScales(w, row + 3)};
   __m512 sum[kLutRows] = {zero(), zero(), zero(), zero()};
   const int64_t chunks = layout.blocks / kPairs<kBits>, left = layout.blocks % kPairs<kBits>;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -194,9 +198,9 @@ void one_token(const LutMatrix& w, const LutToken& layout, int64_t row, const ui
 template <int kBits>
 void one_of_bits(const LutMatrix& w, const LutToken& layout, int64_t row, const uint8_t* token,
                  float* sums) {
-  const auto kernel = !w.grouped            ? one_token<kBits, Mode::kRow>
+  const auto kernel = !w.grouped           ? one_token<kBits, Mode::kRow>
                       : w.table_group == 0 ? one_token<kBits, Mode::kScales>
-                                            : one_token<kBits, Mode::kTables>;
+                                           : one_token<kBits, Mode::kTables>;
   kernel(w, layout, row, token, sums);
 }
 

@@ -84,6 +84,10 @@ class LutWeights {
     }
     stored.lut_rows = lut.shape[0];
     stored.lut_groups = lut.shape[1];
+    if (stored.lut_groups > 1 && group % kUnit != 0) {
+      attributes.fail("lut has tables for groups of " + std::to_string(group) +
+                      " columns, and must have them for a multiple of 64");
+    }
     stored.scales = scales.as<uint16_t>();
     stored.scale_rows = scales.shape[0];
     stored.scale_groups = scales.shape[1];
@@ -99,8 +103,8 @@ class LutWeights {
                       (shape[1] == 1 || shape[1] == stored.groups()) &&
                       std::vector<int64_t>(shape.begin() + 2, shape.end()) == rest;
     if (fits) return;
-    std::string wanted = "[1 or " + std::to_string(stored.rows) + ", 1 or " +
-                         std::to_string(stored.groups());
+    std::string wanted =
+        "[1 or " + std::to_string(stored.rows) + ", 1 or " + std::to_string(stored.groups());
     for (int64_t size : rest) wanted += ", " + std::to_string(size);
     attributes.fail(std::string(name) + " has shape " + text_of(shape) + ", and must have " +
                     wanted + "]");

@@ -1,5 +1,6 @@
-// Tables of few values for Python: see onnxq/numerics/tables.py.
+// Tables of few values for Python: see onnxq/numerics/tables.py and entry_descent.py.
 #include "bindings.h"
+#include "entry_descent.h"
 #include "tables.h"
 
 namespace {
@@ -77,10 +78,56 @@ void search_scales(const Floats& values, const Floats& importance, int64_t group
                        threads);
 }
 
+// Checks codes [rows, columns] of `entries` against the Hessian.
+void check_codes(const Floats& hessian, const Array<uint8_t, 2>& codes, size_t entries) {
+  require(hessian.shape(0) == codes.shape(1) && hessian.shape(1) == codes.shape(1),
+          "shape of the Hessian");
+  require(entries > 0 && entries <= onnxq::kMostEntries, "number of entries");
+  for (size_t at = 0; at < codes.size(); ++at) {
+    require(codes.data()[at] < entries, "a code beyond the table");
+  }
+}
+
+int64_t descend_entries(const Floats& hessian, const Array<const float, 3>& points, int64_t group,
+                        int sweeps, const Array<uint8_t, 2>& codes, const Array<float, 2>& residual,
+                        int threads) {
+  const size_t rows = codes.shape(0), columns = codes.shape(1), entries = points.shape(2);
+  check_codes(hessian, codes, entries);
+  require(group > 0 && sweeps > 0, "group or sweeps");
+  const size_t size = static_cast<size_t>(group), groups = (columns + size - 1) / size;
+  require((points.shape(0) == 1 || points.shape(0) == rows) &&
+              (points.shape(1) == 1 || points.shape(1) == groups),
+          "shape of points");
+  require(residual.shape(0) == rows && residual.shape(1) == columns, "shape of the residual");
+  const onnxq::EntryTables tables = {
+      points.data(), static_cast<int>(entries),
+      points.shape(1) == 1 ? ptrdiff_t{0} : static_cast<ptrdiff_t>(entries), group};
+  const ptrdiff_t row_stride =
+      points.shape(0) == 1 ? 0 : static_cast<ptrdiff_t>(points.shape(1) * entries);
+  nb::gil_scoped_release unlocked;
+  return onnxq::descend_entries(hessian.data(), static_cast<int64_t>(rows),
+                                static_cast<int64_t>(columns), tables, row_stride, sweeps,
+                                codes.data(), residual.data(), threads);
+}
+
+void entry_sums(const Floats& hessian, const Array<uint8_t, 2>& codes, int64_t first, int64_t count,
+                const Array<double, 3>& sums, int threads) {
+  const int64_t rows = static_cast<int64_t>(codes.shape(0));
+  const int64_t columns = static_cast<int64_t>(codes.shape(1));
+  check_codes(hessian, codes, sums.shape(1));
+  require(first >= 0 && count > 0 && first + count <= columns, "columns");
+  require(sums.shape(0) == codes.shape(0) && sums.shape(2) == sums.shape(1), "shape of sums");
+  nb::gil_scoped_release unlocked;
+  onnxq::entry_sums(hessian.data(), rows, columns, first, count, codes.data(),
+                    static_cast<int>(sums.shape(1)), sums.data(), threads);
+}
+
 }  // namespace
 
 void bind_tables(nb::module_& m) {
   m.def("fit_tables", &fit_tables);
   m.def("nearest_entries", &nearest_entries);
   m.def("search_table_scales", &search_scales);
+  m.def("descend_entries", &descend_entries);
+  m.def("entry_sums", &entry_sums);
 }

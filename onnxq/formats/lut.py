@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -208,8 +208,19 @@ class LutFormat(VectorFormat):
         Of int8 tables, the scale is taken with which the masses of entries come out best.
         """
         tables, masses = fitted
+        return self.stored_best(
+            tables, lambda table: np.sum(masses * (tables - table) ** 2, axis=-1)
+        )
+
+    def stored_best(self, tables: Array, cost: Callable[[Array], Array]) -> tuple[Array, Array]:
+        """Tables as ``lut`` and ``scales``: of int8 tables, those with the scale that costs least.
+
+        Args:
+            tables: float64 ``[..., entries]``.
+            cost: of tables like these once they are stored, ``[...]``.
+        """
         if self.table_dtype == "float16":
-            return tables.astype(np.float16), np.ones((1, 1), np.float16)
+            return tables.astype(np.float16), np.ones((1,) * (tables.ndim - 1), np.float16)
         most = np.abs(tables).max(axis=-1)
         least = np.full(most.shape, np.inf)
         lut, scales = np.zeros(tables.shape, np.int8), np.ones(most.shape, np.float16)
@@ -217,9 +228,9 @@ class LutFormat(VectorFormat):
             scale = (most / 127.0 * stretch).astype(np.float16)
             wide = np.where(scale == 0, 1, scale).astype(np.float64)[..., None]
             rounded = np.clip(np.rint(tables / wide), -127, 127)
-            cost = np.sum(masses * (tables - rounded * wide) ** 2, axis=-1)
-            better = cost < least
-            least = np.where(better, cost, least)
+            costs = cost(rounded * wide)
+            better = costs < least
+            least = np.where(better, costs, least)
             lut[better] = rounded[better]
             scales = np.where(better, wide[..., 0], scales).astype(np.float16)
         return lut, scales

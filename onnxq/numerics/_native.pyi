@@ -202,6 +202,25 @@ def search_table_scales(
     threads: int,
     /,
 ) -> None: ...
+def descend_entries(
+    hessian: _Floats,
+    points: _Floats,
+    group: int,
+    sweeps: int,
+    codes: _Bytes,
+    residual: _Floats,
+    threads: int,
+    /,
+) -> int: ...
+def entry_sums(
+    hessian: _Floats,
+    codes: _Bytes,
+    first: int,
+    count: int,
+    sums: npt.NDArray[np.float64],
+    threads: int,
+    /,
+) -> None: ...
 def search_codebooks(
     values: _Floats,
     weights: _Floats,
