@@ -126,23 +126,31 @@ MatMulLut <rows, columns, bits, group, activation_bits> (A, codes, lut, scales) 
 
 def _attributes(fmt: Format, shape: tuple[int, int]) -> dict[str, int]:
     rows, columns = shape
+    found = _tables(fmt)
     return {
         "rows": rows,
         "columns": columns,
-        "bits": fmt.bits,
-        "group": min(fmt.group_size(columns), columns),
-        "activation_bits": 8 if fmt.table_dtype == "int8" else 32,
+        "bits": found.bits,
+        "group": min(found.group_size(columns), columns),
+        "activation_bits": 8 if found.table_dtype == "int8" else 32,
     }
 
 
 def _refusal(fmt: Format, shape: tuple[int, int]) -> str | None:
-    group = fmt.group_size(shape[1])
-    if group >= shape[1] or group % _UNIT == 0 or (group in _SHORT and not fmt.learned):
+    found = _tables(fmt)
+    group = found.group_size(shape[1])
+    if group >= shape[1] or group % _UNIT == 0 or (group in _SHORT and not found.learned):
         return None
     return (
         "MatMulLut takes tables of a multiple of 64 columns, scales of 16 or 32 as well, and "
         f"{fmt} has groups of {group}"
     )
+
+
+def _tables(fmt: Format) -> LutFormat:
+    if not isinstance(fmt, LutFormat):
+        raise TypeError(f"MatMulLut multiplies by entries of tables, and {fmt} has none")
+    return fmt
 
 
 MATMUL_LUT = OperatorSpec(
@@ -152,12 +160,10 @@ MATMUL_LUT = OperatorSpec(
     attributes=_attributes,
     body=_BODY,
     lowest_opset=18,
-    summary="""
-    Codes of 2, 3 or 4 bits of tables that belong to a group, a row or the whole weight. int8 tables
-    are multiplied with activations that are rounded to int8, a scale for each 128 columns of a
-    token (activation_bits = 8), exactly within these 128; or in float32, as float16 tables always
-    are (activation_bits = 32).
-    """,
-    kernels=("generic", "avx2", "avx512", "vnni"),
+    summary="""Codes of 1 to 4 bits into tables that belong to a group, a row or the whole weight.
+        int8 tables are multiplied with activations rounded to int8, one scale for each 128 columns
+        of a token (activation_bits = 8), exactly within these 128; or in float32, as float16 tables
+        always are (activation_bits = 32).""",
+    kernels=("any CPU", "AVX2", "AVX-512", "AVX-512 VNNI"),
     refusal=_refusal,
 )

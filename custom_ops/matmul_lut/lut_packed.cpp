@@ -40,7 +40,7 @@ PackedLut::Lines<Element> PackedLut::lines(int64_t count) {
 
 PackedLut::PackedLut(const StoredLut& stored, bool rounds, int offset) {
   LutMatrix& w = matrix_;
-  w.layout = {stored.bits};
+  w.layout = {std::max(2, stored.bits)};
   w.rows = stored.rows;
   w.columns = stored.columns;
   constexpr int64_t kBlock = kUnit * kUnitsPerBlock;

@@ -25,7 +25,7 @@ struct StoredLut {
   unsigned code(int64_t row, int64_t column) const;
 };
 
-// Repacked once; an object of it is only read.
+// Repacked once, codes of 1 bit as those of 2; an object of it is only read.
 class PackedLut {
  public:
   // Entries are for 8-bit activations of kernels with this offset, or for float32 ones.

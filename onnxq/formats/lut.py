@@ -1,4 +1,4 @@
-"""Codes that are looked up in a table of 4, 8 or 16 values: learned for the weight, or fixed.
+"""Codes that are looked up in a table of 2 to 16 values: learned for the weight, or fixed.
 
 The value of a code is ``lut[code] * scale``. Tables are int8, so that a kernel multiplies them with
 int8 activations exactly as they are stored, and a table takes 2**bits bytes and one float16 scale;
@@ -53,7 +53,7 @@ class LutFormat(VectorFormat):
     length 1.
 
     Attributes:
-        bits: 2, 3 or 4.
+        bits: 1 to 4; of fixed tables 2 to 4.
         levels: ``lut`` when tables are learned, else a law of `onnxq.formats.levels`.
         granularity: what shares a table when learned, a scale when fixed.
         table_dtype: of the tables; learned float16 tables need no scales, and have one of 1.
@@ -71,9 +71,10 @@ class LutFormat(VectorFormat):
     def __post_init__(self) -> None:
         if self.levels not in ("lut", *LEVELS):
             raise FormatError(f"levels is {self.levels!r}; choose lut, {', '.join(LEVELS)}.")
-        if self.bits not in (2, 3, 4):
+        least = 1 if self.learned else 2
+        if not least <= self.bits <= 4:
             raise FormatError(
-                f"a table has codes of 2, 3 or 4 bits, not {self.bits}: "
+                f"a table has codes of {least} to 4 bits, not {self.bits}: "
                 "more bits are served better by int5 to int8."
             )
         if self.absmax and self.learned:
@@ -112,7 +113,7 @@ class LutFormat(VectorFormat):
     @classmethod
     def names(cls) -> list[str]:
         """See `VectorFormat`."""
-        learned = [f"lut{bits}{span}" for bits in (2, 3, 4) for span in ("", "_g128", "_tensor")]
+        learned = [f"lut{bits}{span}" for bits in (1, 2, 3, 4) for span in ("", "_g128", "_tensor")]
         fixed = [f"{law}{bits}{span}" for law in LEVELS for bits in (3, 4) for span in ("", "_g64")]
         return learned + fixed
 
