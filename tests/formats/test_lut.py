@@ -8,8 +8,8 @@ from onnxq.formats import LutFormat, PerGroup, parse_format
 from onnxq.formats.distortion import gaussian_distortion
 from onnxq.formats.levels import LEVELS, levels
 
-NAMES = ("lut1", "lut2", "lut3_g32", "lut4_tensor", "lut4_f16", "nf4_g32", "nf3_g64_absmax", "fp4_f16")
-NAMES += ("post4_tensor", "power3_g16", "twinlog4", "lut2_g32_f16")
+NAMES = ("lut2", "lut3_g32", "lut4_tensor", "lut4_f16", "nf4_g32", "nf3_g64_absmax", "fp4_f16")
+NAMES += ("lut1", "post4_tensor", "power3_g16", "twinlog4", "lut2_g32_f16")
 SHAPES = ((1, 1), (5, 70), (16, 128))
 
 
