@@ -228,6 +228,22 @@ def test_values_of_decomposed_attention(build, heads, kv, width):
     np.testing.assert_array_equal(shared, shared[np.argmax(of_head[:, None] == of_head, axis=1)])
 
 
+def test_values_taken_out_of_one_product(build):
+    """Queries and keys, which are rows of the same weight, stay as they are."""
+    model = build(
+        "main (float[1, 5, 6] x) => (float[1, 5, 4] y) { p = MatMul (x, wp)  r = Reshape (p, shape)  q = Gather <axis = 3> (r, i0)  k = Gather <axis = 3> (r, i1)  v = Gather <axis = 3> (r, i2)  qt = Transpose <perm = [0, 2, 1, 3]> (q)  kr = Transpose <perm = [0, 2, 3, 1]> (k)  ve = Transpose <perm = [0, 2, 1, 3]> (v)  s = MatMul (qt, kr)  w = Softmax <axis = -1> (s)  c = MatMul (w, ve)  ct = Transpose <perm = [0, 2, 1, 3]> (c)  cr = Reshape (ct, join)  y = MatMul (cr, wo) }",
+        wp=normal(6, 72), wo=normal(24, 4), shape=i64(1, 5, 3, 3, 8), join=i64(1, 5, 24),
+        **{f"i{n}": np.array(n) for n in range(3)},
+    )  # fmt: skip
+    before = read_weight(model.graph.initializers["wp"]).reshape(6, 3, 3, 8)
+    moved, _ = move(model, {"x": normal(1, 5, 6)})
+    (migration,) = moved.values()
+    assert migration.count == 24
+    after = read_weight(model.graph.initializers["wp"]).reshape(6, 3, 3, 8)
+    assert np.array_equal(after[:, :, :2], before[:, :, :2])
+    assert (after[:, :, 2] != before[:, :, 2]).all()
+
+
 def fused(build, kind, *, heads=4, kv=4, width=8, packed=False, cache=False):
     """x -> fused attention -> y."""
     weights = {
