@@ -20,18 +20,12 @@ from onnxq.graph.flow import VIEWS as SAME_ELEMENTS
 from onnxq.graph.sites import Site
 from onnxq.graph.weight_source import scalar, stored_weight
 from onnxq.graph.weights import read_weight
-from onnxq.passes.channel_attention import ATTENTION, follow_attention
 from onnxq.passes.channel_labels import Labels, Leave, Link, along, named
+from onnxq.passes.channel_layers import follow_linear, follow_operand, follow_structure
 from onnxq.passes.channel_norms import NORMS
-from onnxq.passes.channel_picks import follow_pick
 from onnxq.passes.channel_region import Region
-from onnxq.passes.channel_rules import (
-    follow_channelwise,
-    follow_linear,
-    follow_operand,
-    follow_product,
-)
-from onnxq.passes.channel_views import VIEWS, dims_of, follow_view
+from onnxq.passes.channel_rules import follow_channelwise
+from onnxq.passes.channel_views import dims_of
 
 __all__ = ["FACTORS_OF", "follow_scale"]
 
@@ -42,7 +36,6 @@ _HOMOGENEOUS = frozenset(
 _POOLS = frozenset(
     ["AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"]
 )
-_LINEAR = frozenset(["MatMul", "Gemm", "FusedMatMul", "Conv", "ConvTranspose", "Gather"])
 FACTORS_OF = {
     "BatchNormalization": (1, 2),
     "LayerNormalization": (1, 2),
@@ -66,22 +59,9 @@ def follow_scale(region: Region, node: ir.Node, value: ir.Value, labels: Labels)
         Leave: the node does not commute with them.
     """
     kind = node.op_type
-    if node.domain not in ("", "ai.onnx", "com.microsoft"):
-        raise Leave(f"{named(node)} is on their way, an operator of the domain {node.domain!r}")
-    site = region.site_of(node)
-    if kind in ("Shape", "Size"):
+    if follow_structure(region, node, value, labels, linear=_linear):
         return
-    if kind in ATTENTION:
-        follow_attention(region, node, value, labels)
-    elif kind in VIEWS:
-        follow_view(region, node, value, labels)
-    elif site is not None and site.weight is not None and (kind in _LINEAR or site.already):
-        _linear(region, site, value, labels)
-    elif kind == "Gather":
-        follow_pick(region, node, value, labels)
-    elif kind in ("MatMul", "FusedMatMul"):
-        follow_product(region, node, value, labels)
-    elif kind in _HOMOGENEOUS:
+    if kind in _HOMOGENEOUS:
         _homogeneous(region, node, value, labels)
     elif kind in ("Mul", "Div"):
         _factor(region, node, value, labels)

@@ -13,13 +13,11 @@ import onnx_ir as ir
 from onnxq.graph.sites import Site
 from onnxq.graph.weight_source import stored_weight
 from onnxq.graph.weights import is_weight, read_weight
-from onnxq.passes.channel_attention import ATTENTION, follow_attention
 from onnxq.passes.channel_labels import Labels, Leave, Link, named
+from onnxq.passes.channel_layers import follow_linear, follow_operand, follow_structure
 from onnxq.passes.channel_norms import NORMS, reduced_axes
-from onnxq.passes.channel_picks import follow_pick
 from onnxq.passes.channel_region import Region
-from onnxq.passes.channel_rules import follow_linear, follow_operand, follow_product
-from onnxq.passes.channel_views import VIEWS, dims_of, follow_view
+from onnxq.passes.channel_views import dims_of, follow_view
 
 __all__ = [
     "SCALE_OF",
@@ -32,7 +30,6 @@ __all__ = [
 ]
 
 _SAME = frozenset(["Cast", "Dropout", "Identity", "Neg"])
-_LINEAR = frozenset(["MatMul", "Gemm", "FusedMatMul", "Conv", "ConvTranspose", "Gather"])
 _FLOATS = frozenset(
     [ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE]
 )
@@ -54,14 +51,11 @@ def follow_rotation(region: Region, node: ir.Node, value: ir.Value, labels: Labe
     Raises:
         Leave: the node does not commute with it.
     """
-    if node.domain not in ("", "ai.onnx", "com.microsoft"):
-        raise Leave(f"{named(node)} is on their way, an operator of the domain {node.domain!r}")
-    if node.op_type in ("Shape", "Size"):
+    if follow_through(region, node, value, labels):
         return
-    if node.op_type in NORMS:
-        _norm(region, node, value, labels)
-    elif not follow_through(region, node, value, labels):
+    if node.op_type not in NORMS:
         raise Leave(f"{named(node)} does not commute with a rotation")
+    _norm(region, node, value, labels)
 
 
 def follow_through(region: Region, node: ir.Node, value: ir.Value, labels: Labels) -> bool:
@@ -71,16 +65,9 @@ def follow_through(region: Region, node: ir.Node, value: ir.Value, labels: Label
         Leave: the node does not commute with the map.
     """
     kind = node.op_type
-    site = region.site_of(node)
-    if kind in ATTENTION:
-        follow_attention(region, node, value, labels)
-    elif kind in VIEWS:
-        _view(region, node, value, labels)
-    elif site is not None and site.weight is not None and (kind in _LINEAR or site.already):
-        _linear(region, site, value, labels)
-    elif kind in ("MatMul", "FusedMatMul"):
-        follow_product(region, node, value, labels)
-    elif kind in _SAME:
+    if follow_structure(region, node, value, labels, linear=_linear, view=_view):
+        return True
+    if kind in _SAME:
         _same(region, node, value, labels)
     elif kind in ("Mul", "Div"):
         _factor(region, node, value, labels)
@@ -88,8 +75,6 @@ def follow_through(region: Region, node: ir.Node, value: ir.Value, labels: Label
         follow_sum(region, node, value, labels, range(len(node.inputs)))
     elif kind in ("ReduceMean", "ReduceSum"):
         follow_mean(region, node, value, labels)
-    elif kind == "Gather":
-        follow_pick(region, node, value, labels)
     else:
         return False
     return True
