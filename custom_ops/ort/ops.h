@@ -9,6 +9,7 @@
 namespace onnxq::ort {
 
 std::vector<const CustomOp*> hadamard_ops(const Api* api);
+std::vector<const CustomOp*> matmul_e8p_ops(const Api* api);
 std::vector<const CustomOp*> matmul_int_ops(const Api* api);
 std::vector<const CustomOp*> matmul_ternary_ops(const Api* api);
 std::vector<const CustomOp*> matmul_lut_ops(const Api* api);
