@@ -14,11 +14,11 @@ struct E8pStage {
 };
 
 struct E8pTables {
-  uint64_t minus[256];    // 255 at minus signs, of seven signs and whether the eighth is turned
-  uint8_t turned[256];    // of a pattern: 128 where it turns the eighth sign
-  uint64_t points[256];   // the one-bit book, whose numbers are in halves
-  uint8_t pairs[128];     // its upper half as two places, each +2 or -2: in bits 0 and 3 where they
-                          // are, in bits 6 and 7 whether there is a minus
+  uint64_t minus[256];   // 255 at minus signs, of seven signs and whether the eighth is turned
+  uint8_t turned[256];   // of a pattern: 128 where it turns the eighth sign
+  uint64_t points[256];  // the one-bit book, whose numbers are in halves
+  uint8_t pairs[128];    // its upper half as two places, each +2 or -2: in bits 0 and 3 where they
+                         // are, in bits 6 and 7 whether there is a minus
   E8pStage both, ones, sevens, twos;  // by gains: 7 or 8 (two bits), 1, 7, 2
 };
 

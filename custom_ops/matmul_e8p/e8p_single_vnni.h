@@ -2,10 +2,10 @@
 // take about 60 instructions.
 //
 // A sum over gain * (sign * magnitude + shift) * q comes apart. Magnitudes are 2 and 4 more at
-// threes, by masks of bits that are looked up for 64 runs of 8 weights at once; signs, bits as well,
-// go to the token. What there is once for a run is added for 64 runs at once: the shift, times the
-// sum of 8 of the token, which is kept as 8 * coarse + fine; and the 4 more at a five, times the
-// one q there.
+// threes, by masks of bits that are looked up for 64 runs of 8 weights at once; signs, bits as
+// well, go to the token. What there is once for a run is added for 64 runs at once: the shift,
+// times the sum of 8 of the token, which is kept as 8 * coarse + fine; and the 4 more at a five,
+// times the one q there.
 #pragma once
 
 #include <immintrin.h>
@@ -88,10 +88,10 @@ template <int kGain>
                                                __m512i* longer, __m512i& runs) {
   const __m512i signs = _mm512_load_si512(codes);
   const __m512i pattern = _mm512_load_si512(codes + kE8pColumns);
-  const __m512i threes = _mm512_mask_blend_epi8(
-      _mm512_movepi8_mask(pattern),
-      _mm512_permutex2var_epi8(tables.threes[0], pattern, tables.threes[1]),
-      _mm512_permutex2var_epi8(tables.threes[2], pattern, tables.threes[3]));
+  const __m512i threes =
+      _mm512_mask_blend_epi8(_mm512_movepi8_mask(pattern),
+                             _mm512_permutex2var_epi8(tables.threes[0], pattern, tables.threes[1]),
+                             _mm512_permutex2var_epi8(tables.threes[2], pattern, tables.threes[3]));
   const __mmask64 has_five = _mm512_cmplt_epu8_mask(pattern, _mm512_set1_epi8(64));
   const __m512i five = _mm512_maskz_permutexvar_epi8(has_five, pattern, tables.fives);
   constexpr int kXor = 0x96, kXorAnd = 0x78;  // a ^ b ^ c, a ^ (b & c)
@@ -114,8 +114,7 @@ template <int kGain>
   runs = _mm512_dpbusd_epi32(runs, gain8, negated(token.coarse, is_down));
   runs = _mm512_dpbusd_epi32(runs, gain, negated(token.fine, is_down));
   const __m512i at_five = token_at(token.q, _mm512_srli_epi16(pattern, 3), has_five);
-  runs = _mm512_dpbusd_epi32(runs, gain4,
-                             negated(at_five, _mm512_test_epi8_mask(all_signs, five)));
+  runs = _mm512_dpbusd_epi32(runs, gain4, negated(at_five, _mm512_test_epi8_mask(all_signs, five)));
   const RowMasks minus(all_signs), three(threes);
   const LaneMasks lanes(is_long);
   const __m512i two = _mm512_set1_epi8(2), six = _mm512_set1_epi8(6);
@@ -145,8 +144,7 @@ template <int kGain>
   runs = _mm512_dpbusd_epi32(runs, two, negated(at_second, _mm512_movepi8_mask(pair)));
   constexpr int kOrAnd = 0xf8;  // a | (b & c)
   const __m512i parity = _mm512_slli_epi16(_mm512_popcnt_epi8(code), 7);
-  const RowMasks minus(
-      _mm512_ternarylogic_epi32(code, parity, _mm512_set1_epi8(-128), kOrAnd));
+  const RowMasks minus(_mm512_ternarylogic_epi32(code, parity, _mm512_set1_epi8(-128), kOrAnd));
   const LaneMasks lanes(~is_pair);
 #pragma GCC unroll 8
   for (int row = 0; row < kE8pRows; ++row) {
@@ -162,10 +160,10 @@ inline __m256i totals(const __m512i* sums) {
     half[row] = _mm256_add_epi32(_mm512_castsi512_si256(sums[row]),
                                  _mm512_extracti64x4_epi64(sums[row], 1));
   }
-  const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(half[0], half[1]),
-                                        _mm256_hadd_epi32(half[2], half[3]));
-  const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(half[4], half[5]),
-                                         _mm256_hadd_epi32(half[6], half[7]));
+  const __m256i low =
+      _mm256_hadd_epi32(_mm256_hadd_epi32(half[0], half[1]), _mm256_hadd_epi32(half[2], half[3]));
+  const __m256i high =
+      _mm256_hadd_epi32(_mm256_hadd_epi32(half[4], half[5]), _mm256_hadd_epi32(half[6], half[7]));
   return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
                           _mm256_permute2x128_si256(low, high, 0x31));
 }
@@ -204,8 +202,8 @@ void multiply_single(const E8pMatrix& w, const uint8_t* prepared, float* y, int6
       int64_t coarse, fine;
       __builtin_memcpy(&coarse, prepared + layout.coarse + 8 * at, sizeof(coarse));
       __builtin_memcpy(&fine, prepared + layout.fine + 8 * at, sizeof(fine));
-      const SingleToken token = {_mm512_load_si512(q + at * kE8pColumns),
-                                 _mm512_set1_epi64(coarse), _mm512_set1_epi64(fine)};
+      const SingleToken token = {_mm512_load_si512(q + at * kE8pColumns), _mm512_set1_epi64(coarse),
+                                 _mm512_set1_epi64(fine)};
       constexpr int kFirst = kBits == 2 ? 0 : kBits == 3 ? 1 : 7;
       const uint8_t* rest = unit + 2 * kE8pColumns;
       add_lattice<kFirst>(unit, tables, token, sums.first, sums.second, sums.runs);
@@ -215,8 +213,8 @@ void multiply_single(const E8pMatrix& w, const uint8_t* prepared, float* y, int6
       }
     }
     const int64_t rows = end - row < kE8pRows ? end - row : kE8pRows;
-    const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(weighed<kBits>(sums)),
-                                        _mm256_load_ps(w.scales + row));
+    const __m256 scaled =
+        _mm256_mul_ps(_mm256_cvtepi32_ps(weighed<kBits>(sums)), _mm256_load_ps(w.scales + row));
     const __m256 result = _mm256_mul_ps(scaled, _mm256_set1_ps(layout.scale_of(prepared)));
     _mm256_mask_storeu_ps(y + row, static_cast<__mmask8>((1 << rows) - 1), result);
   }

@@ -34,8 +34,8 @@ class E8pWeights {
   }
   void multiply(const float*, const void* prepared, int64_t tokens, float* y, int64_t stride,
                 int64_t begin, int64_t end) const {
-    way_.multiply(packed_.matrix(), static_cast<const uint8_t*>(prepared), tokens, y, stride,
-                  begin, end);
+    way_.multiply(packed_.matrix(), static_cast<const uint8_t*>(prepared), tokens, y, stride, begin,
+                  end);
   }
 
  private:

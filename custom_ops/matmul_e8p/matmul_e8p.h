@@ -7,8 +7,8 @@
 //
 // Layout of the codes. 8 rows make a block, 64 columns of them a unit of 64 * bits bytes; the units
 // of a block lie one behind the other. A unit has the codes of 8 rows and 8 runs of 8 columns, row
-// by row, in planes of 64 bytes: signs and shifts, patterns, and then those of the second stage, one
-// plane at three bits and two at four. What is beyond the last row or column is zeros.
+// by row, in planes of 64 bytes: signs and shifts, patterns, and then those of the second stage,
+// one plane at three bits and two at four. What is beyond the last row or column is zeros.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +19,8 @@
 
 namespace onnxq {
 
-constexpr int64_t kE8pRows = 8;      // rows of a block
-constexpr int64_t kE8pColumns = 64;  // columns of a unit, and bytes of a plane
+constexpr int64_t kE8pRows = 8;        // rows of a block
+constexpr int64_t kE8pColumns = 64;    // columns of a unit, and bytes of a plane
 constexpr int64_t kE8pMost = 1 << 17;  // columns whose products fit int32
 
 // A weight as kernels read it. Pointers are aligned to 64 bytes.

@@ -23,8 +23,7 @@ struct Whole {
   }
   static Token token(const int8_t* from) { return _mm512_load_si512(from); }
   static Sums add(Sums sums, const Weight& weight, Token token) {
-    const __m512i turned =
-        _mm512_mask_sub_epi8(token, weight.minus, _mm512_setzero_si512(), token);
+    const __m512i turned = _mm512_mask_sub_epi8(token, weight.minus, _mm512_setzero_si512(), token);
     const __m512i pairs = _mm512_maddubs_epi16(weight.magnitude, turned);
     return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
   }

@@ -1,7 +1,7 @@
 #ifdef __AVX512VNNI__
+#include "e8p_single_vnni.h"
 #include "e8p_vector512.h"
 #include "matmul_e8p_source.h"
-#include "e8p_single_vnni.h"
 
 namespace onnxq {
 namespace {

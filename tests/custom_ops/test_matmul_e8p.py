@@ -17,6 +17,7 @@ from tests.custom_ops.matmul_cases import INSTRUCTIONS, TOKENS, draw, one_node_m
 UNIT = 2.0**-24
 SHAPES = [(1, 8), (17, 64), (75, 296), (33, 1096)]
 BITS = (2, 3, 4)
+OWN = INSTRUCTIONS[:-1]  # there is nothing for AMX: it takes what VNNI takes
 
 
 def spec_with(activation_bits):
@@ -74,33 +75,33 @@ def assert_close(y, x, weight, activation_bits):
     assert (np.abs(y - wanted) <= operations * UNIT * mass).all()
 
 
-@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("instructions", OWN)
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("activation_bits", (8, 32))
 def test_kernels_are_the_product(bits, activation_bits, instructions):
     for shape in SHAPES:
         model, weight = model_of(f"e8p{bits}", shape, activation_bits=activation_bits)
-        for threads in (1, 3):
-            xs = activations(shape[1])
-            results = run(model, *xs, instructions=instructions, threads=threads)
-            for x, y in zip(xs, results, strict=True):
-                assert_close(y, x, weight, activation_bits)
+        xs = activations(shape[1])
+        threads = 1 if shape == SHAPES[1] else 3
+        results = run(model, *xs, instructions=instructions, threads=threads)
+        for x, y in zip(xs, results, strict=True):
+            assert_close(y, x, weight, activation_bits)
 
 
-@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("instructions", OWN)
 @pytest.mark.parametrize("bits", BITS)
 def test_every_code_is_decoded(bits, instructions):
-    """A token with a single 1 reads a column: what is decoded is bit by bit what the format says."""
+    """Tokens that are 1 at one place of each run read a sum of columns, which is exact."""
     shape = (128, 4096)
     model, weight = model_of(f"e8p{bits}", shape)
-    units = np.eye(8, dtype=np.float32)
-    for tokens in (1, 8):  # by single tokens, and by a panel
-        for first in range(0, 8, tokens):
-            x = np.zeros((tokens, 512, 8), np.float32)
-            x[:] = units[first : first + tokens, None]
-            chosen = weight.reshape(128, 512, 8).astype(np.float64)[:, :, first : first + tokens]
-            (y,) = [run(model, x.reshape(tokens, -1), instructions=instructions)]
-            np.testing.assert_allclose(y, chosen.sum(axis=1).T, rtol=3e-7, atol=1e-6)
+    panel = np.zeros((8, 512, 8), np.float32)
+    panel[:, :, :] = np.eye(8, dtype=np.float32)[:, None]
+    panel = panel.reshape(8, -1)
+    together, *alone = run(model, panel, *(panel[:, None]), instructions=instructions)
+    wanted = weight.reshape(128, 512, 8).astype(np.float64).sum(axis=1).T
+    bound = 5 * UNIT * np.abs(weight).reshape(128, 512, 8).sum(axis=1).T
+    assert (np.abs(together - wanted) <= bound).all()
+    np.testing.assert_array_equal(np.concatenate(alone), together)
 
 
 def test_instruction_sets_and_threads_agree_bit_by_bit_on_rounded_tokens():
@@ -109,16 +110,15 @@ def test_instruction_sets_and_threads_agree_bit_by_bit_on_rounded_tokens():
         model, _ = model_of(f"e8p{bits}", (75, 296))
         one = run(model, x, instructions="generic", threads=1)
         for instructions in INSTRUCTIONS:
-            for threads in (1, 2):
-                for count in (1, 7):
-                    again = run(model, x[:count], instructions=instructions, threads=threads)
-                    np.testing.assert_array_equal(one[:count], again)
+            again, first = run(model, x, x[:1], instructions=instructions, threads=2)
+            np.testing.assert_array_equal(one, again)
+            np.testing.assert_array_equal(one[:1], first)
 
 
 @pytest.mark.parametrize("name", ("e8p2", "e8p2_tensor", "e8p3", "e8p4_tensor"))
 @pytest.mark.parametrize("activation_bits", (8, 32))
 def test_function_is_the_product_and_the_kernel(name, activation_bits):
-    shape = (128, 4096) if name == "e8p2" else (17, 72)
+    shape = (17, 72)
     model, weight = model_of(name, shape, activation_bits=activation_bits)
     for x in activations(shape[1])[1:3]:
         by_function, by_kernel = run(model, x, custom_ops=False), run(model, x)
