@@ -221,7 +221,7 @@ MATMUL_E8P = OperatorSpec(
     attributes=_attributes,
     body=_BODY,
     lowest_opset=18,
-    summary="""Points of E8P at 2, 3 or 4 bits, decoded by arithmetic: every weight is a whole number
+    summary="""Points of E8P at 2, 3 or 4 bits, decoded by arithmetic: a weight is a whole number
         within int8 times the scale of its row. With `activation_bits` 8 tokens are rounded to int8
         inside, one scale for each, and products are summed exactly in int32; with 32 activations
         stay in float32, which is slower.""",

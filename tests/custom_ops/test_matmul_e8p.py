@@ -1,4 +1,4 @@
-"""MatMulE8P: kernels of every instruction set and the function against float64, and its refusals."""
+"""MatMulE8P: kernels of every instruction set and the function against float64; refusals."""
 
 import dataclasses
 
@@ -67,7 +67,7 @@ def activations(columns):
 
 
 def assert_close(y, x, weight, activation_bits):
-    """Rounded tokens: sums are exact, then scaled. Others: one rounding for each product and sum."""
+    """Rounded tokens: sums are exact, then scaled. Others: a rounding for each product and sum."""
     wanted = matmul_e8p_reference(x, weight, activation_bits)
     mass = matmul_e8p_reference(np.abs(x), np.abs(weight), activation_bits)
     assert y.shape == wanted.shape
@@ -131,9 +131,7 @@ def test_function_is_the_product_and_the_kernel(name, activation_bits):
 
 def test_half_precision_and_leading_axes():
     shape = (24, 72)
-    model, weight = model_of(
-        "e8p2", shape, dtype=ir.DataType.FLOAT16, leading=("batch", "tokens")
-    )
+    model, weight = model_of("e8p2", shape, dtype=ir.DataType.FLOAT16, leading=("batch", "tokens"))
     x = draw(2, 3, 72).astype(np.float16)
     for custom_ops in (True, False):
         y = run(model, x, custom_ops=custom_ops)
@@ -155,9 +153,7 @@ def test_an_artifact_decodes_alike_on_another_instruction_set(tmp_path):
     save(one_node_model(MATMUL_E8P, fmt, packed, weight.shape), tmp_path / "m.onnx")
     again = load(tmp_path / "m.onnx")
     stored = {name: again.graph.initializers[name].const_value.numpy() for name in packed}
-    np.testing.assert_array_equal(
-        fmt.decode(fmt.unpack(stored, weight.shape)), fmt.decode(arrays)
-    )
+    np.testing.assert_array_equal(fmt.decode(fmt.unpack(stored, weight.shape)), fmt.decode(arrays))
     x = draw(3, 72)
     sides = [run(again, x, instructions=name) for name in INSTRUCTIONS]
     for side in sides[1:]:
