@@ -34,6 +34,7 @@ __all__ = ["Spans", "fit_one", "fit_two", "magnitudes", "nearest_codes", "only_m
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 
 ROUNDS = 50
 """Of the progressive approximation, as in PTQTP, at most."""
@@ -78,24 +79,18 @@ class Spans:
         weighted = each * ranked
         return Spans(ranked, _summed(each), _summed(weighted), np.sum(weighted * ranked, axis=1))
 
-    def of_rows(self, rows: npt.NDArray[np.int64]) -> Spans:
-        """Those spans alone."""
-        if len(rows) == len(self.power):
-            return self
-        return Spans(self.sorted[rows], self.costs[rows], self.sums[rows], self.power[rows])
-
-    def above(self, limits: Doubles) -> npt.NDArray[np.int64]:
-        """How many magnitudes are larger than each limit, ``[spans, limits]``."""
-        spans, size = self.sorted.shape
-        row = np.arange(spans)[:, None]
+    def above(self, rows: Rows, limits: Doubles) -> npt.NDArray[np.int64]:
+        """How many magnitudes are larger than each limit, ``[rows, limits]``, by bisection."""
+        size = self.sorted.shape[1]
+        flat, first = self.sorted.reshape(-1), rows[:, None] * size
         low = np.zeros(limits.shape, np.int64)
         high = np.full(limits.shape, size, np.int64)
-        while (low < high).any():
+        for _ in range(size.bit_length()):
             middle = (low + high) // 2
-            larger = self.sorted[row, np.minimum(middle, size - 1)] > limits
-            going = low < high
-            low = np.where(going & larger, middle + 1, low)
-            high = np.where(going & ~larger, middle, high)
+            larger = flat.take(first + np.minimum(middle, size - 1)) > limits
+            larger &= middle < high
+            np.copyto(low, middle + 1, where=larger)
+            np.copyto(high, middle, where=~larger)
         return low
 
 
@@ -206,19 +201,14 @@ def _summed(values: Doubles) -> Doubles:
     return sums
 
 
-def _taken(spans: Spans, scales: Doubles) -> tuple[Doubles, Doubles, Doubles, Array]:
+def _taken(spans: Spans, rows: Rows, scales: Doubles) -> tuple[Doubles, Doubles, Doubles, Array]:
     """Sums of h and of h·|x| that take each magnitude but 0; the magnitudes, and their codes."""
     found, codes = magnitudes(scales)
-    above = spans.above(_limits(found))
-    costs = np.take_along_axis(spans.costs, above, axis=1)
-    sums = np.take_along_axis(spans.sums, above, axis=1)
-    nothing = np.zeros((len(costs), 1))
-    return (
-        -np.diff(costs, axis=1, append=nothing),
-        -np.diff(sums, axis=1, append=nothing),
-        found[:, 1:],
-        codes[:, 1:],
-    )
+    place = rows[:, None] * spans.costs.shape[1] + spans.above(rows, _limits(found))
+    costs, sums = spans.costs.reshape(-1).take(place), spans.sums.reshape(-1).take(place)
+    costs[:, :-1] -= costs[:, 1:]
+    sums[:, :-1] -= sums[:, 1:]
+    return costs, sums, found[:, 1:], codes[:, 1:]
 
 
 def _approximate(spans: Spans, scales: Doubles, rounds: int) -> tuple[Doubles, list[Doubles]]:
@@ -227,13 +217,12 @@ def _approximate(spans: Spans, scales: Doubles, rounds: int) -> tuple[Doubles, l
     errors: list[Doubles] = []
     going = np.arange(len(scales))
     while True:
-        part = spans.of_rows(going)
-        costs, sums, found, codes = _taken(part, scales[going])
-        now = part.power - np.sum(found * (2 * sums - found * costs), axis=1)
+        costs, sums, found, codes = _taken(spans, going, scales[going])
+        now = spans.power[going] - np.sum(found * (2 * sums - found * costs), axis=1)
         errors.append(errors[-1].copy() if errors else np.empty(len(scales)))
         moves = np.ones(len(going), np.bool_)
         if len(errors) > 1:
-            moves = errors[-1][going] - now > _STILL * part.power
+            moves = errors[-1][going] - now > _STILL * spans.power[going]
         errors[-1][going] = now
         going = going[moves]
         if len(errors) > rounds or not len(going):
