@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "../cpu/cpu.h"
 #include "../matmul/matmul_op.h"
 #include "trits.h"
 
@@ -21,20 +23,20 @@ class TernaryWeights {
                                                 "activation_bits"};
 
   TernaryWeights(const Attributes& attributes, const std::vector<Tensor>& arrays)
-      : kernels_(int_kernels()),
-        stored_(checked(attributes, arrays)),
-        packed_(packed(stored_, arrays[1])) {}
+      : kernels_(int_kernels()), stored_(checked(attributes, arrays)) {
+    pack(arrays[1]);
+  }
 
   int64_t rows() const { return stored_.rows; }
   int64_t columns() const { return stored_.columns; }
-  int64_t step() const { return 2 * kIntRows; }
+  int64_t step() const { return trits_ ? kTritRows : 2 * kIntRows; }
 
   size_t prepared_size(int64_t tokens) const {
     const int64_t room = (tokens + kernels_.tile - 1) / kernels_.tile * kernels_.tile;
-    return static_cast<size_t>(room * IntToken(packed_.matrix()).size);
+    return static_cast<size_t>(room * IntToken(matrix()).size);
   }
   void prepare(const float* a, int64_t begin, int64_t end, void* prepared) const {
-    const IntMatrix& w = packed_.matrix();
+    const IntMatrix& w = matrix();
     uint8_t* const to = static_cast<uint8_t*>(prepared);
     if (w.columns == stored_.columns) return kernels_.prepare(w, a, begin, end, to);
     std::vector<float> planes(static_cast<size_t>(w.columns));  // the token of each plane
@@ -48,8 +50,12 @@ class TernaryWeights {
   }
   void multiply(const float*, const void* prepared, int64_t tokens, float* y, int64_t stride,
                 int64_t begin, int64_t end) const {
-    kernels_.multiply(packed_.matrix(), static_cast<const uint8_t*>(prepared), tokens, y, stride,
-                      begin, end);
+    const uint8_t* const from = static_cast<const uint8_t*>(prepared);
+    if (trits_) {
+      multiply_trits_(trits_->matrix(), from, tokens, y, stride, begin, end);
+    } else {
+      kernels_.multiply(integers_->matrix(), from, tokens, y, stride, begin, end);
+    }
   }
 
  private:
@@ -87,24 +93,34 @@ class TernaryWeights {
     return stored;
   }
 
-  static PackedIntegers packed(StoredTrits& stored, const Tensor& scales) {
+  void pack(const Tensor& scales) {
     std::vector<float> wide;
     if constexpr (kScales == ElementType::kFloat) {
-      stored.scales = scales.as<float>();
+      stored_.scales = scales.as<float>();
     } else {
       wide.resize(static_cast<size_t>(scales.count()));
       hadamard_kernels().widen(scales.as<uint16_t>(), wide.data(), scales.count());
-      stored.scales = wide.data();
+      stored_.scales = wide.data();
     }
-    PackedIntegers packed = packed_trits(stored);
-    stored.codes = nullptr;  // the runtime's, and gone from now on
-    stored.scales = nullptr;
-    return packed;
+    // The tiles of AMX, where they are, want integers.
+    if (instructions() == Instructions::kVnni) multiply_trits_ = multiply_trits_vnni();
+    if (multiply_trits_ != nullptr) {
+      trits_ = std::make_unique<PackedTrits>(stored_);
+    } else {
+      integers_ = std::make_unique<PackedIntegers>(as_integers(stored_));
+    }
+    stored_.codes = nullptr;  // the runtime's, and gone from now on
+    stored_.scales = nullptr;
   }
+
+  // What tokens are prepared for.
+  const IntMatrix& matrix() const { return trits_ ? trits_->matrix().tokens : integers_->matrix(); }
 
   const IntKernels& kernels_;
   StoredTrits stored_;
-  PackedIntegers packed_;
+  MultiplyTrits multiply_trits_ = nullptr;
+  std::unique_ptr<const PackedTrits> trits_;  // one of the two
+  std::unique_ptr<const PackedIntegers> integers_;
 };
 
 }  // namespace onnxq::ort

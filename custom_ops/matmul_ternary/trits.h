@@ -1,18 +1,22 @@
-// Planes of trits as they are stored in the file, as the integers of two bits that the kernels of
-// matmul_int multiply with.
+// Planes of trits as they are stored in the file, and their repacking for the kernels.
 //
-// A trit and 1 is a code 0, 1 or 2 with zero 1. Two planes are one weight of twice the columns,
-// each plane filled up to whole groups: its tokens are given twice.
+// A trit and 1 is a digit 0, 1 or 2. Two planes are one weight of twice the columns, each plane
+// filled up to whole groups: its tokens are given twice. Kernels hold them in one of two ways:
 //
-// Two bits and not fewer: on a Zen 4 core, 4096 x 4096 from the third cache, they take 129 us (4.2
-// MB), and three trits in five bits, spread by vpmultishiftqb and looked up by vpermb, 166 us (3.5
-// MB): seven shuffles for three vectors cost more than a sixth of the bytes.
+// - as integers of two bits with zero 1, for the kernels of matmul_int;
+// - three rows in five bits, for AVX-512 VNNI. 48 rows make a block, 32 columns of them a unit of
+// 320
+//   bytes. Each vector of 64 bytes stands for 4 columns of 16 rows, and three of them, of rows 16
+//   apart, for a number d0 + 3 d1 + 9 d2 in every byte. Of the 8 such triples of a unit the lower
+//   four bits lie in 4 vectors, the lower half of a byte for an even one, and the fifth bits in
+//   one. A sixth less is read than of two bits, and decoding costs the same: 2.4 shifts and
+//   selections and three look-ups by vpermb for three vectors.
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "../matmul_int/stored.h"
+#include "matmul_ternary.h"
 
 namespace onnxq {
 
@@ -23,17 +27,36 @@ constexpr uint8_t kTritsHighest = 242;  // 3^5 - 1
 struct StoredTrits {
   int64_t rows, columns, group;
   int planes;
-  const uint8_t* codes;  // [rows, planes * bytes()]
+  const uint8_t* codes;  // [rows, planes * bytes()], each at most kTritsHighest
   const float* scales;   // [scale_rows, planes * groups()]
   int64_t scale_rows;    // 1, or rows
 
   int64_t groups() const { return (columns + group - 1) / group; }
   int64_t bytes() const { return (columns + kTritsOfByte - 1) / kTritsOfByte; }
-  // The columns of the integers.
+  // The columns that kernels multiply with.
   int64_t all_columns() const { return planes == 1 ? columns : planes * groups() * group; }
+  // The digits of a row, `all_columns` of them; those that fill up a plane are 1.
+  void digits(int64_t row, uint8_t* to) const;
 };
 
-// The weight for the kernels; codes of at most kTritsHighest.
-PackedIntegers packed_trits(const StoredTrits& stored);
+PackedIntegers as_integers(const StoredTrits& stored);
+
+// Owns what a TritMatrix points to.
+class PackedTrits {
+ public:
+  explicit PackedTrits(const StoredTrits& stored);
+  const TritMatrix& matrix() const { return matrix_; }
+
+ private:
+  void pack_block(const StoredTrits& stored, int64_t block);
+
+  struct Free {
+    void operator()(uint8_t* memory) const;
+  };
+  TritMatrix matrix_;
+  std::unique_ptr<uint8_t, Free> memory_;
+  uint8_t* codes_;
+  float* scales_;
+};
 
 }  // namespace onnxq
