@@ -112,8 +112,8 @@ MATMUL_TERNARY = OperatorSpec(
     lowest_opset=18,
     summary="""One plane of trits, as BitNet b1.58 has, or the sum of two, as PTQTP, times tokens
         rounded to int8 inside, one scale for each token. Products are summed exactly in int32 over
-        what shares a scale. Codes are stored in 1.6 bits a trit and held in 2 bits in memory;
-        scales are float32 or float16.""",
+        what shares a scale. Codes are stored in 1.6 bits a trit, and held in 1.67 bits where
+        kernels are AVX-512 VNNI, in 2 bits elsewhere; scales are float32 or float16.""",
     kernels=("any CPU", "AVX2", "AVX-512", "AVX-512 VNNI", "AMX"),
     refusal=_refusal,
 )

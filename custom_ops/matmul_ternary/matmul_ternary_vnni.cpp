@@ -48,6 +48,22 @@ struct Sums {
   __m512i of[kTokens][kParts][kChains];
 };
 
+// Adds the products with four bytes of a token. With many tokens the instruction itself spreads
+// them: GCC 12 would do so once for all parts, and move sums to memory for want of registers.
+template <bool kMany>
+[[gnu::always_inline]] inline void dot(__m512i& sum, __m512i digits, const int8_t* four) {
+  if constexpr (kMany) {
+    using Four = int8_t[4];
+    asm("vpdpbusd %2%{1to16%}, %1, %0"
+        : "+v"(sum)
+        : "v"(digits), "m"(*reinterpret_cast<const Four*>(four)));
+  } else {
+    int32_t word;
+    __builtin_memcpy(&word, four, sizeof(word));
+    sum = _mm512_dpbusd_epi32(sum, digits, _mm512_set1_epi32(word));
+  }
+}
+
 // Triples i to 7 of a unit.
 template <int kTokens, int i = 0>
 [[gnu::always_inline]] inline void add_unit(const uint8_t* unit, __m512i fifth,
@@ -61,10 +77,7 @@ template <int kTokens, int i = 0>
       const __m512i digits = _mm512_permutexvar_epi8(number, tables[part]);
 #pragma GCC unroll 8
       for (int token = 0; token < kTokens; ++token) {
-        int32_t four;
-        __builtin_memcpy(&four, q[token] + column + 4 * i, sizeof(four));
-        __m512i& sum = sums.of[token][part][kChain];
-        sum = _mm512_dpbusd_epi32(sum, digits, _mm512_set1_epi32(four));
+        dot<(kTokens > 4)>(sums.of[token][part][kChain], digits, q[token] + column + 4 * i);
       }
     }
     add_unit<kTokens, i + 1>(unit, fifth, tables, q, column, sums);
@@ -88,9 +101,12 @@ void multiply_block(const TritMatrix& w, int64_t block, const uint8_t* const* to
   int64_t column = 0;
   for (int64_t g = 0; g < w.tokens.groups; ++g, scales += kTritRows) {
     Sums<kTokens> sums;
-    for (auto& of_token : sums.of) {
-      for (auto& of_part : of_token) {
-        for (__m512i& sum : of_part) sum = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int token = 0; token < kTokens; ++token) {
+      const __m512i less = _mm512_set1_epi32(-layout.sums_of(tokens[token])[g]);
+      for (auto& of_part : sums.of[token]) {
+        of_part[0] = less;
+        if constexpr (Sums<kTokens>::kChains == 2) of_part[1] = _mm512_setzero_si512();
       }
     }
     for (const int64_t end = column + w.tokens.units_of(g) * kIntUnit; column < end;
@@ -103,14 +119,13 @@ void multiply_block(const TritMatrix& w, int64_t block, const uint8_t* const* to
     }
 #pragma GCC unroll 8
     for (int token = 0; token < kTokens; ++token) {
-      const __m512i less = _mm512_set1_epi32(layout.sums_of(tokens[token])[g]);
 #pragma GCC unroll 3
       for (int part = 0; part < kParts; ++part) {
         __m512i sum = sums.of[token][part][0];
         if constexpr (Sums<kTokens>::kChains == 2) {
           sum = _mm512_add_epi32(sum, sums.of[token][part][1]);
         }
-        const __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, less));
+        const __m512 value = _mm512_cvtepi32_ps(sum);
         const __m512 scale = _mm512_load_ps(scales + kIntRows * part);
         y[token][part] = _mm512_fmadd_ps(value, scale, y[token][part]);
       }

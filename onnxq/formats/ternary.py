@@ -7,7 +7,8 @@
 Names are ``ternary[2][_tensor | _channel | _g<size>][_f16]``: ``ternary``, ``ternary_tensor``,
 ``ternary2_g128_f16``; no granularity means ``channel``. Scales are float32, as exact storage wants;
 with ``_f16`` they are float16. Trits are stored five to a byte, 1.6 bits each; kernels hold them in
-2 bits (docs/custom_ops.md says why). How scales are found is told in `onnxq.numerics.ternary`.
+1.67 or 2 bits (custom_ops/matmul_ternary/trits.h). How scales are found is told in
+`onnxq.numerics.ternary`.
 """
 
 from __future__ import annotations
