@@ -10,7 +10,8 @@
 
 #include <immintrin.h>
 
-#include "e8p_decode.h"
+#include "e8p_lookup_vnni.h"
+#include "e8p_vector512.h"
 
 namespace onnxq {
 namespace {
@@ -28,17 +29,6 @@ void sum_runs(const int8_t* q, int64_t units, uint8_t* coarse, uint8_t* fine) {
   }
 }
 
-struct SingleTables {
-  __m512i threes[4], fives, pairs[2];
-
-  SingleTables() {
-    const E8pBook& book = e8p_book();
-    for (int i = 0; i < 4; ++i) threes[i] = _mm512_loadu_si512(book.threes + 64 * i);
-    for (int i = 0; i < 2; ++i) pairs[i] = _mm512_loadu_si512(e8p_tables().pairs + 64 * i);
-    fives = _mm512_loadu_si512(book.fives);
-  }
-};
-
 // 64 codes of a token, and sums of its runs, the same 8 for each row.
 struct SingleToken {
   __m512i q, coarse, fine;
@@ -52,13 +42,6 @@ struct SingleSums {
 inline __m512i negated(__m512i a, __mmask64 where) {
   return _mm512_mask_sub_epi8(a, where, _mm512_setzero_si512(), a);
 }
-
-// Masks of bits, one for each row.
-struct RowMasks {
-  explicit RowMasks(__m512i bits) { _mm512_store_si512(rows, bits); }
-  __mmask64 operator[](int row) const { return rows[row]; }
-  alignas(64) __mmask64 rows[kE8pRows];
-};
 
 // Masks of lanes of int32, two for each run that is chosen.
 struct LaneMasks {
@@ -83,40 +66,24 @@ inline __m512i token_at(__m512i q, __m512i places, __mmask64 where) {
 
 // Codes of the lattice. With kGain 0 gains are 7 and 8: first is for all, second for the long ones.
 template <int kGain>
-[[gnu::always_inline]] inline void add_lattice(const uint8_t* codes, const SingleTables& tables,
+[[gnu::always_inline]] inline void add_lattice(const uint8_t* codes, const LookupTables& tables,
                                                const SingleToken& token, __m512i* sums,
                                                __m512i* longer, __m512i& runs) {
-  const __m512i signs = _mm512_load_si512(codes);
-  const __m512i pattern = _mm512_load_si512(codes + kE8pColumns);
-  const __m512i threes =
-      _mm512_mask_blend_epi8(_mm512_movepi8_mask(pattern),
-                             _mm512_permutex2var_epi8(tables.threes[0], pattern, tables.threes[1]),
-                             _mm512_permutex2var_epi8(tables.threes[2], pattern, tables.threes[3]));
-  const __mmask64 has_five = _mm512_cmplt_epu8_mask(pattern, _mm512_set1_epi8(64));
-  const __m512i five = _mm512_maskz_permutexvar_epi8(has_five, pattern, tables.fives);
-  constexpr int kXor = 0x96, kXorAnd = 0x78;  // a ^ b ^ c, a ^ (b & c)
-  // The shift counts with the signs, and turns the eighth with them: back to what it is without.
-  const __m512i parity = _mm512_popcnt_epi8(_mm512_ternarylogic_epi32(signs, threes, five, kXor));
-  const __m512i all_signs = _mm512_ternarylogic_epi32(signs, _mm512_slli_epi16(parity, 7),
-                                                      _mm512_set1_epi8(-128), kXorAnd);
+  const LatticeRuns found(codes, tables, kGain == 0);
   __m512i gain = _mm512_set1_epi8(kGain), gain4 = _mm512_set1_epi8(4 * kGain),
           gain8 = _mm512_set1_epi8(8 * kGain);
-  __mmask64 is_long = 0;
   if constexpr (kGain == 0) {
-    const __m512i count = _mm512_popcnt_epi8(threes);  // 4 of them, or 2 with a five, are long
-    is_long = _mm512_cmpge_epu8_mask(
-        _mm512_mask_add_epi8(count, has_five, count, _mm512_set1_epi8(2)), _mm512_set1_epi8(4));
-    gain = _mm512_mask_blend_epi8(is_long, _mm512_set1_epi8(7), _mm512_set1_epi8(8));
+    gain = _mm512_mask_blend_epi8(found.is_long, _mm512_set1_epi8(7), _mm512_set1_epi8(8));
     gain4 = _mm512_slli_epi16(gain, 2);
     gain8 = _mm512_slli_epi16(gain, 3);
   }
-  const __mmask64 is_down = ~_mm512_movepi8_mask(signs);
-  runs = _mm512_dpbusd_epi32(runs, gain8, negated(token.coarse, is_down));
-  runs = _mm512_dpbusd_epi32(runs, gain, negated(token.fine, is_down));
-  const __m512i at_five = token_at(token.q, _mm512_srli_epi16(pattern, 3), has_five);
-  runs = _mm512_dpbusd_epi32(runs, gain4, negated(at_five, _mm512_test_epi8_mask(all_signs, five)));
-  const RowMasks minus(all_signs), three(threes);
-  const LaneMasks lanes(is_long);
+  runs = _mm512_dpbusd_epi32(runs, gain8, negated(token.coarse, ~found.is_up));
+  runs = _mm512_dpbusd_epi32(runs, gain, negated(token.fine, ~found.is_up));
+  const __m512i at_five = token_at(token.q, _mm512_srli_epi16(found.pattern, 3), found.has_five);
+  runs = _mm512_dpbusd_epi32(runs, gain4,
+                             negated(at_five, _mm512_test_epi8_mask(found.signs, found.fives)));
+  const RowMasks minus(found.signs), three(found.threes);
+  const LaneMasks lanes(found.is_long);
   const __m512i two = _mm512_set1_epi8(2), six = _mm512_set1_epi8(6);
 #pragma GCC unroll 8
   for (int row = 0; row < kE8pRows; ++row) {
@@ -130,7 +97,7 @@ template <int kGain>
 }
 
 // Codes of the one-bit book: those below 128 are signs of ones, the others two places.
-[[gnu::always_inline]] inline void add_bits(const uint8_t* codes, const SingleTables& tables,
+[[gnu::always_inline]] inline void add_bits(const uint8_t* codes, const LookupTables& tables,
                                             const SingleToken& token, __m512i* sums,
                                             __m512i& runs) {
   const __m512i code = _mm512_load_si512(codes);
@@ -152,26 +119,10 @@ template <int kGain>
   }
 }
 
-// The sums of all lanes of 8 registers.
-inline __m256i totals(const __m512i* sums) {
-  __m256i half[kE8pRows];
-#pragma GCC unroll 8
-  for (int row = 0; row < kE8pRows; ++row) {
-    half[row] = _mm256_add_epi32(_mm512_castsi512_si256(sums[row]),
-                                 _mm512_extracti64x4_epi64(sums[row], 1));
-  }
-  const __m256i low =
-      _mm256_hadd_epi32(_mm256_hadd_epi32(half[0], half[1]), _mm256_hadd_epi32(half[2], half[3]));
-  const __m256i high =
-      _mm256_hadd_epi32(_mm256_hadd_epi32(half[4], half[5]), _mm256_hadd_epi32(half[6], half[7]));
-  return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
-                          _mm256_permute2x128_si256(low, high, 0x31));
-}
-
 // Sums of 8 rows from all parts, by the gains of both.
 template <int kBits>
 inline __m256i weighed(const SingleSums& sums) {
-  __m256i first = totals(sums.first), second = totals(sums.second);
+  __m256i first = totals512(sums.first), second = totals512(sums.second);
   if constexpr (kBits != 3) first = _mm256_mullo_epi32(first, _mm256_set1_epi32(7));
   if constexpr (kBits == 4) second = _mm256_slli_epi32(second, 1);
   const __m512i runs = _mm512_add_epi32(sums.runs, _mm512_srli_epi64(sums.runs, 32));
@@ -184,7 +135,7 @@ void multiply_single(const E8pMatrix& w, const uint8_t* prepared, float* y, int6
                      int64_t end) {
   constexpr int kAhead = 2048;
   const E8pToken layout(w);
-  const SingleTables tables;
+  const LookupTables tables;
   const int8_t* q = layout.codes_of(prepared);
   const int64_t units = w.units();
   for (int64_t row = begin; row < end; row += kE8pRows) {

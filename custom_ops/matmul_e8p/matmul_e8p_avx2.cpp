@@ -10,6 +10,7 @@ namespace {
 struct Whole {
   static constexpr int kRows = 4, kTokens = 2, kLanes = 32;
   static constexpr uint8_t kFlip = 0;
+  static constexpr auto decode = e8p_decode;
   using Sums = __m256i;
   using Token = __m256i;
   struct Weight {
@@ -29,6 +30,9 @@ struct Whole {
         _mm256_maddubs_epi16(weight.magnitude, _mm256_sign_epi8(token, weight.number));
     return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
+  static void add_totals(const Sums* rows, int32_t* sums) {
+    for (int row = 0; row < kRows; ++row) sums[row] += total(rows[row]);
+  }
   static int32_t total(Sums sums) {
     const __m128i four =
         _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
@@ -38,6 +42,7 @@ struct Whole {
 };
 
 struct Single {
+  static constexpr auto decode = e8p_decode;
   static constexpr int kRows = 4, kTokens = 2, kLanes = 8;
   using Sums = __m256;
   using Weight = __m256;
@@ -48,6 +53,9 @@ struct Single {
   static Token token(const float* from) { return _mm256_load_ps(from); }
   static Sums add(Sums sums, Weight weight, Token token) {
     return _mm256_fmadd_ps(weight, token, sums);
+  }
+  static void add_totals(const Sums* rows, float* sums) {
+    for (int row = 0; row < kRows; ++row) sums[row] += total(rows[row]);
   }
   static float total(Sums sums) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));

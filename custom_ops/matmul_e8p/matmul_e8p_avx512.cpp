@@ -9,6 +9,7 @@ namespace {
 struct Whole {
   static constexpr int kRows = 8, kTokens = 2, kLanes = 64;
   static constexpr uint8_t kFlip = 0;
+  static constexpr auto decode = e8p_decode;
   using Sums = __m512i;
   using Token = __m512i;
   struct Weight {
@@ -27,7 +28,11 @@ struct Whole {
     const __m512i pairs = _mm512_maddubs_epi16(weight.magnitude, turned);
     return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
   }
-  static int32_t total(Sums sums) { return _mm512_reduce_add_epi32(sums); }
+  static void add_totals(const Sums* rows, int32_t* sums) { add_totals512(rows, sums); }
+};
+
+struct Single : Single512 {
+  static constexpr auto decode = e8p_decode;
 };
 
 void prepare(const E8pMatrix& w, const float* a, int64_t begin, int64_t end, uint8_t* prepared) {
@@ -38,7 +43,7 @@ void prepare(const E8pMatrix& w, const float* a, int64_t begin, int64_t end, uin
 
 const E8pKernels* e8p_kernels_avx512() {
   static constexpr E8pKernels kernels = {
-      "avx512", {prepare, multiply<Rounded<Whole>>}, {copy_tokens, multiply<Plain<Single512>>}};
+      "avx512", {prepare, multiply<Rounded<Whole>>}, {copy_tokens, multiply<Plain<Single>>}};
   return &kernels;
 }
 

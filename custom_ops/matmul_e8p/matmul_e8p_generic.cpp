@@ -8,6 +8,7 @@ namespace {
 struct Whole {
   static constexpr int kRows = 2, kTokens = 1, kLanes = 64;
   static constexpr uint8_t kFlip = 0;
+  static constexpr auto decode = e8p_decode;
   using Sums = int32_t;
   using Weight = const uint8_t*;
   using Token = const int8_t*;
@@ -21,10 +22,14 @@ struct Whole {
     }
     return sums;
   }
+  static void add_totals(const Sums* rows, int32_t* sums) {
+    for (int row = 0; row < kRows; ++row) sums[row] += total(rows[row]);
+  }
   static int32_t total(Sums sums) { return sums; }
 };
 
 struct Single {
+  static constexpr auto decode = e8p_decode;
   static constexpr int kRows = 2, kTokens = 1, kLanes = 8;
   struct Sums {
     float lane[kLanes];
@@ -38,6 +43,9 @@ struct Single {
   static Sums add(Sums sums, Weight weight, Token token) {
     for (int lane = 0; lane < kLanes; ++lane) sums.lane[lane] += weight[lane] * token[lane];
     return sums;
+  }
+  static void add_totals(const Sums* rows, float* sums) {
+    for (int row = 0; row < kRows; ++row) sums[row] += total(rows[row]);
   }
   static float total(const Sums& sums) {
     const float* s = sums.lane;

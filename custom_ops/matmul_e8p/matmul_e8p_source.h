@@ -8,8 +8,9 @@
 //   Weight, Token    registers of kLanes numbers of a row, of a token
 //   kRows, kTokens   worked on at once; kUnits of a panel
 //   kFlip            what bytes of numbers are exclusive-or'ed with
-//   panel(unit, bits, to)          512 numbers
-//   weight, token, add, total      loads; a sum with products; the sum of all lanes
+//   panel(unit, bits, to)          512 numbers; decode does it, for whole ones
+//   weight, token, add             loads; a sum with products
+//   add_totals(rows, sums)         adds the sum of all lanes of each of kRows
 //   factors(layout, prepared, i)   the numbers of token i
 //   result(sum, scale, ...)        y
 #include <cstring>
@@ -28,9 +29,9 @@ template <class D, int kTokens>
 void add_panel(const typename D::Number* panel, int64_t units,
                const typename D::Factor* const* tokens, typename D::Sum (*sums)[kE8pRows]) {
   for (int64_t row = 0; row < kE8pRows; row += D::kRows) {
-    typename D::Sums partial[D::kRows][kTokens];
-    for (int r = 0; r < D::kRows; ++r) {
-      for (int t = 0; t < kTokens; ++t) partial[r][t] = D::none();
+    typename D::Sums partial[kTokens][D::kRows];
+    for (int t = 0; t < kTokens; ++t) {
+      for (int r = 0; r < D::kRows; ++r) partial[t][r] = D::none();
     }
     for (int64_t unit = 0; unit < units; ++unit) {
       for (int64_t column = 0; column < kE8pColumns; column += D::kLanes) {
@@ -45,14 +46,12 @@ void add_panel(const typename D::Number* panel, int64_t units,
           const typename D::Weight weight = D::weight(from + r * kE8pColumns);
 #pragma GCC unroll 4
           for (int t = 0; t < kTokens; ++t) {
-            partial[r][t] = D::add(partial[r][t], weight, factor[t]);
+            partial[t][r] = D::add(partial[t][r], weight, factor[t]);
           }
         }
       }
     }
-    for (int r = 0; r < D::kRows; ++r) {
-      for (int t = 0; t < kTokens; ++t) sums[t][row + r] += D::total(partial[r][t]);
-    }
+    for (int t = 0; t < kTokens; ++t) D::add_totals(partial[t], sums[t] + row);
   }
 }
 
@@ -81,7 +80,7 @@ void multiply(const E8pMatrix& w, const uint8_t* prepared, int64_t tokens, float
     const D d(w, prepared, first);
     for (int64_t row = begin; row < end; row += kE8pRows) {
       const uint8_t* codes = w.codes + row / kE8pRows * w.block_bytes();
-      typename D::Sum sums[kManyTokens][kE8pRows] = {};
+      alignas(64) typename D::Sum sums[kManyTokens][kE8pRows] = {};
       for (int64_t unit = 0; unit < units; unit += D::kUnits) {
         alignas(64) typename D::Number panel[D::kUnits * kUnitNumbers];
         const int64_t some = units - unit < D::kUnits ? units - unit : D::kUnits;
@@ -108,13 +107,13 @@ struct Rounded : V {
   using Number = uint8_t;
   using Factor = int8_t;
   using Sum = int32_t;
-  static constexpr int64_t kUnits = 16;
+  static constexpr int64_t kUnits = 32;
 
   Rounded(const E8pMatrix& w, const uint8_t* prepared, int64_t first)
       : layout(w), tokens(prepared + first * layout.stride) {}
 
   static void panel(const uint8_t* unit, int bits, uint8_t* to) {
-    e8p_decode(unit, bits, V::kFlip, to);
+    V::decode(unit, bits, V::kFlip, to);
   }
   const int8_t* factors(int64_t token) const {
     return layout.codes_of(tokens + token * layout.stride);
@@ -135,14 +134,14 @@ struct Plain : V {
   using Number = float;
   using Factor = float;
   using Sum = float;
-  static constexpr int64_t kUnits = 4;
+  static constexpr int64_t kUnits = 8;
 
   Plain(const E8pMatrix& w, const uint8_t* prepared, int64_t first)
       : bytes(e8p_float_bytes(w)), tokens(prepared + first * bytes) {}
 
   static void panel(const uint8_t* unit, int bits, float* to) {
-    uint8_t numbers[kUnitNumbers];
-    e8p_decode(unit, bits, 0, numbers);
+    alignas(64) uint8_t numbers[kUnitNumbers];
+    V::decode(unit, bits, 0, numbers);
     for (int64_t at = 0; at < kUnitNumbers; ++at) to[at] = static_cast<int8_t>(numbers[at]);
   }
   const float* factors(int64_t token) const {

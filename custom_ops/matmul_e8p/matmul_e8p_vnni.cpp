@@ -1,4 +1,5 @@
 #ifdef __AVX512VNNI__
+#include "e8p_panel_vnni.h"
 #include "e8p_single_vnni.h"
 #include "e8p_vector512.h"
 #include "matmul_e8p_source.h"
@@ -10,6 +11,7 @@ namespace {
 struct Whole {
   static constexpr int kRows = 8, kTokens = 3, kLanes = 64;
   static constexpr uint8_t kFlip = 128;
+  static constexpr auto decode = decode_panel;
   using Sums = __m512i;
   using Weight = __m512i;
   using Token = __m512i;
@@ -20,7 +22,11 @@ struct Whole {
   static Sums add(Sums sums, Weight weight, Token token) {
     return _mm512_dpbusd_epi32(sums, weight, token);
   }
-  static int32_t total(Sums sums) { return _mm512_reduce_add_epi32(sums); }
+  static void add_totals(const Sums* rows, int32_t* sums) { add_totals512(rows, sums); }
+};
+
+struct Single : Single512 {
+  static constexpr auto decode = decode_panel;
 };
 
 void prepare(const E8pMatrix& w, const float* a, int64_t begin, int64_t end, uint8_t* prepared) {
@@ -34,7 +40,7 @@ void prepare(const E8pMatrix& w, const float* a, int64_t begin, int64_t end, uin
 
 void multiply_rounded(const E8pMatrix& w, const uint8_t* prepared, int64_t tokens, float* y,
                       int64_t stride, int64_t begin, int64_t end) {
-  constexpr int64_t kFew = 3;  // decoded once for each, which is faster than a panel for all
+  constexpr int64_t kFew = 2;  // each for itself, which is faster than a panel for both
   if (tokens > kFew) {
     return multiply<Rounded<Whole>>(w, prepared, tokens, y, stride, begin, end);
   }
@@ -50,7 +56,7 @@ void multiply_rounded(const E8pMatrix& w, const uint8_t* prepared, int64_t token
 
 const E8pKernels* e8p_kernels_vnni() {
   static constexpr E8pKernels kernels = {
-      "vnni", {prepare, multiply_rounded}, {copy_tokens, multiply<Plain<Single512>>}};
+      "vnni", {prepare, multiply_rounded}, {copy_tokens, multiply<Plain<Single>>}};
   return &kernels;
 }
 
