@@ -10,12 +10,19 @@ from onnxq.custom_ops.matmul_e8p import MATMUL_E8P
 from onnxq.custom_ops.matmul_int import MATMUL_INT
 from onnxq.custom_ops.matmul_lut import MATMUL_LUT
 from onnxq.custom_ops.matmul_ternary import MATMUL_TERNARY
+from onnxq.custom_ops.matmul_trellis import MATMUL_TRELLIS
 from onnxq.custom_ops.spec import OperatorSpec
 from onnxq.formats import Format
 
 __all__ = ["SPECS", "has_kernels", "spec_of"]
 
-SPECS: tuple[OperatorSpec, ...] = (MATMUL_E8P, MATMUL_INT, MATMUL_LUT, MATMUL_TERNARY)
+SPECS: tuple[OperatorSpec, ...] = (
+    MATMUL_E8P,
+    MATMUL_INT,
+    MATMUL_LUT,
+    MATMUL_TERNARY,
+    MATMUL_TRELLIS,
+)
 
 
 def spec_of(fmt: Format, shape: tuple[int, int]) -> OperatorSpec | str:

@@ -1,4 +1,5 @@
 // The search through a trellis for Python: see onnxq/numerics/trellis.py.
+#include "../matmul_trellis/trellis_codes.h"
 #include "bindings.h"
 #include "viterbi.h"
 
@@ -48,9 +49,17 @@ nb::list viterbi_instruction_sets() {
   return names;
 }
 
+// The magnitudes of hyb and its factor.
+nb::tuple trellis_hybrid() {
+  nb::list magnitudes;
+  for (const int8_t magnitude : onnxq::kTrellisMagnitudes) magnitudes.append(int{magnitude});
+  return nb::make_tuple(magnitudes, onnxq::kHybFactor);
+}
+
 }  // namespace
 
 void bind_viterbi(nb::module_& m) {
   m.def("find_paths", &find_paths);
   m.def("viterbi_instruction_sets", &viterbi_instruction_sets);
+  m.def("trellis_hybrid", &trellis_hybrid);
 }

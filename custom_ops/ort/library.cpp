@@ -25,6 +25,7 @@ CustomOpDomain* domain_of(const Api* api) {
     for (const CustomOp* op : matmul_int_ops(api)) check(CustomOpDomain_Add(api, made, op));
     for (const CustomOp* op : matmul_ternary_ops(api)) check(CustomOpDomain_Add(api, made, op));
     for (const CustomOp* op : matmul_lut_ops(api)) check(CustomOpDomain_Add(api, made, op));
+    for (const CustomOp* op : matmul_trellis_ops(api)) check(CustomOpDomain_Add(api, made, op));
     domain = made;
   }
   return domain;

@@ -13,5 +13,6 @@ std::vector<const CustomOp*> matmul_e8p_ops(const Api* api);
 std::vector<const CustomOp*> matmul_int_ops(const Api* api);
 std::vector<const CustomOp*> matmul_ternary_ops(const Api* api);
 std::vector<const CustomOp*> matmul_lut_ops(const Api* api);
+std::vector<const CustomOp*> matmul_trellis_ops(const Api* api);
 
 }  // namespace onnxq::ort
