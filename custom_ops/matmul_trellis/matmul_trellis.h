@@ -10,8 +10,9 @@
 // exactly in int32 over a chunk of 512 columns, chunks in float32.
 //
 // Layout. The tiles of 16 rows lie one behind the other. The `run` bytes of the 16 columns of a row
-// are cut into words of 4 bytes, then one of 2, then one of 1, as far as needed; a word of all rows,
-// then the next. Rows that the last tile lacks are the first ones again, which closes its ring.
+// are cut into words of 4 bytes, then one of 2, then one of 1, as far as needed; a word of all
+// rows, then the next. Rows that the last tile lacks are the first ones again, which closes its
+// ring.
 #pragma once
 
 #include <cstddef>

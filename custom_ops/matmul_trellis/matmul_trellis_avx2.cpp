@@ -94,8 +94,7 @@ struct Vector {
                 [](__m256i x, __m256i y) { return _mm256_blend_epi16(x, y, 0xaa); });
   }
   static Words low_half(Words pairs) {
-    return each(pairs,
-                [](__m256i x) { return _mm256_srai_epi32(_mm256_slli_epi32(x, 16), 16); });
+    return each(pairs, [](__m256i x) { return _mm256_srai_epi32(_mm256_slli_epi32(x, 16), 16); });
   }
   static Words high_half(Words pairs) {
     return each(pairs, [](__m256i x) { return _mm256_srai_epi32(x, 16); });
@@ -109,8 +108,7 @@ struct Vector {
       const __m256i mantissa = _mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi16(0x3ff)),
                                                _mm256_set1_epi16(0x400));
       // 2^exponent from a table of bytes; an index of 128 and more gives 0.
-      const __m256i exponent =
-          _mm256_and_si256(_mm256_srli_epi16(bits, 10), _mm256_set1_epi16(3));
+      const __m256i exponent = _mm256_and_si256(_mm256_srli_epi16(bits, 10), _mm256_set1_epi16(3));
       const __m256i place =
           _mm256_or_si256(exponent, _mm256_set1_epi16(static_cast<int16_t>(0x8000)));
       const __m256i powers = _mm256_set1_epi32(0x08040201);
@@ -157,8 +155,8 @@ struct Vector {
   }
   template <int kAt>
   static Words byte(Words bytes) {
-    return each(bytes,
-                [](__m256i x) { return _mm256_srai_epi32(_mm256_slli_epi32(x, 24 - 8 * kAt), 24); });
+    return each(
+        bytes, [](__m256i x) { return _mm256_srai_epi32(_mm256_slli_epi32(x, 24 - 8 * kAt), 24); });
   }
   static void widen(const int8_t* from, int64_t count, int8_t* to) {
     for (int64_t at = 0; at < count; at += 16) {
@@ -203,9 +201,7 @@ struct Vector {
     _mm256_storeu_ps(to, a.low);
     _mm256_storeu_ps(to + 8, a.high);
   }
-  static Floats floats(Words a) {
-    return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)};
-  }
+  static Floats floats(Words a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
   static Floats add_floats(Floats a, Floats b) {
     return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
   }

@@ -41,8 +41,7 @@ struct Vector : onnxq::TrellisVector512 {
     explicit Table(const int8_t* magnitudes) {
       for (int at = 0; at < 4; ++at) {
         part[at] = _mm512_maskz_broadcast_i32x4(
-                0xffff, 
-            _mm_loadu_si128(reinterpret_cast<const __m128i*>(magnitudes + 16 * at)));
+            0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(magnitudes + 16 * at)));
       }
     }
     Words look_up(Words mixed) const {

@@ -24,7 +24,9 @@ struct Vector {
   }
   static int32_t low(uint32_t word) { return static_cast<int16_t>(word); }
   static int32_t high(uint32_t word) { return static_cast<int32_t>(word) >> 16; }
-  static uint32_t joined(uint32_t first, uint32_t second) { return (first & 0xffff) | second << 16; }
+  static uint32_t joined(uint32_t first, uint32_t second) {
+    return (first & 0xffff) | second << 16;
+  }
 
   static Words load(const uint8_t* from) {
     Words words;
@@ -177,9 +179,7 @@ struct Vector {
   static Floats load_floats(const float* from) {
     return each<Floats>([&](int lane) { return from[lane]; });
   }
-  static void store_floats(float* to, const Floats& a) {
-    std::memcpy(to, a.lane, sizeof(a.lane));
-  }
+  static void store_floats(float* to, const Floats& a) { std::memcpy(to, a.lane, sizeof(a.lane)); }
   static Floats floats(const Words& a) {
     return each<Floats>(
         [&](int lane) { return static_cast<float>(static_cast<int32_t>(a.lane[lane])); });

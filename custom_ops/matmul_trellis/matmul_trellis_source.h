@@ -1,6 +1,6 @@
-// Source of matmul_trellis_{generic,avx2,avx512,vnni}.cpp, which each give it the type `Vector`, and
-// are its only readers. No standard library templates here: a template compiled for AVX-512 could
-// be the copy that the linker keeps for everyone.
+// Source of matmul_trellis_{generic,avx2,avx512,vnni}.cpp, which each give it the type `Vector`,
+// and are its only readers. No standard library templates here: a template compiled for AVX-512
+// could be the copy that the linker keeps for everyone.
 //
 // Vector has 16 lanes of 32 bits, those of the rows of a tile, as `Words`; `Floats`; a `Table` of
 // magnitudes; and kTile tokens that decoded weights are multiplied by at once.
@@ -349,8 +349,9 @@ void multiply(const TrellisMatrix& w, const uint8_t* prepared, int64_t tokens, f
       const int64_t tiles = (left < kTrellisChunk ? left : kTrellisChunk) / kTrellisTile;
       way.decode(block.codes + column / kTrellisTile * w.tile_bytes(), tiles, w.state_bits,
                  decoded);
-      (way.bytes == 1 ? multiply_many<Vector, true> : multiply_many<Vector, false>)(
-          w, block, way, column / kTrellisChunk, decoded, prepared, tokens, y, stride);
+      (way.bytes == 1 ? multiply_many<Vector, true>
+                      : multiply_many<Vector, false>)(w, block, way, column / kTrellisChunk,
+                                                      decoded, prepared, tokens, y, stride);
     }
   }
 }

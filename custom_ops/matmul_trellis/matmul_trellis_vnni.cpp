@@ -29,7 +29,8 @@ struct Vector : onnxq::TrellisVector512 {
   template <int kBits>
   static Words two(Words bits) {
     constexpr int64_t kHalf = kBits << 16 | (kBits + 8) << 24 | 8 << 8;
-    return _mm512_multishift_epi64_epi8(_mm512_set1_epi64((kHalf + 0x20202020) << 32 | kHalf), bits);
+    return _mm512_multishift_epi64_epi8(_mm512_set1_epi64((kHalf + 0x20202020) << 32 | kHalf),
+                                        bits);
   }
   template <int kAt>
   static Words byte(Words bytes) {
@@ -45,9 +46,7 @@ struct Vector : onnxq::TrellisVector512 {
       positive = _mm512_add_epi8(bias, sizes);
       negative = _mm512_sub_epi8(bias, sizes);
     }
-    Words look_up(Words mixed) const {
-      return _mm512_permutex2var_epi8(positive, mixed, negative);
-    }
+    Words look_up(Words mixed) const { return _mm512_permutex2var_epi8(positive, mixed, negative); }
   };
 };
 

@@ -24,7 +24,8 @@ constexpr TrellisHash kOneMad = {34038481, 0x04910000}, kThreeInst = {89226354, 
 constexpr uint32_t kHybFactor = 0xbc91727f;
 static_assert(kOneMad.before() * kOneMad.factor == kOneMad.added, "1mad");
 static_assert(kThreeInst.before() * kThreeInst.factor == kThreeInst.added, "3inst");
-static_assert(((kOneMad.before() | kThreeInst.before()) & 0xffff) == 0, "these bits are the state's");
+static_assert(((kOneMad.before() | kThreeInst.before()) & 0xffff) == 0,
+              "these bits are the state's");
 
 constexpr int32_t kOneMadMean = 510;
 // Of three instructions, 16 bits of the product become a float16 number.
@@ -32,10 +33,9 @@ constexpr uint16_t kThreeInstMask = 0x8fff, kThreeInstFlip = 0x3b60;
 
 // The magnitudes of hyb: quantiles (i + 1/2) / 64 of |N(0, 1)|, times 44.
 constexpr int8_t kTrellisMagnitudes[64] = {
-    0, 1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 11, 12, 13, 14,
-    14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29,
-    30, 31, 32, 34, 35, 36, 37, 38, 40, 41, 42, 44, 45, 47, 48, 50,
-    51, 53, 55, 57, 59, 61, 64, 66, 69, 72, 76, 80, 85, 91, 100, 117};
+    0,  1,  2,  3,  4,  5,  6,  6,  7,  8,  9,  10, 11, 12, 13, 14, 14, 15, 16,  17, 18, 19,
+    20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 34, 35, 36, 37, 38, 40,  41, 42, 44,
+    45, 47, 48, 50, 51, 53, 55, 57, 59, 61, 64, 66, 69, 72, 76, 80, 85, 91, 100, 117};
 
 constexpr float trellis_unit(TrellisCode code) {
   return code == TrellisCode::k1Mad ? 0x1p-7f : code == TrellisCode::k3Inst ? 0x1p-13f : 0x1p-5f;

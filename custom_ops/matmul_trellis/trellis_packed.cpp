@@ -18,8 +18,8 @@ int64_t place_of(int run, int row, int at) {
 }  // namespace
 
 PackedTrellis::PackedTrellis(const StoredTrellis& stored)
-    : matrix_{stored.rows,      stored.columns,    stored.code,
-              stored.step_bits, stored.state_bits, nullptr, nullptr} {
+    : matrix_{stored.rows,       stored.columns, stored.code, stored.step_bits,
+              stored.state_bits, nullptr,        nullptr} {
   TrellisMatrix& w = matrix_;
   constexpr int kRows = kTrellisTile;
   const int run = w.run();

@@ -38,8 +38,12 @@ _GRAMMAR = re.compile(
 )
 _STATE_BITS = range(10, 17)
 
-# The spread of the values over that of the weights with the least distortion on N(0, 1).
-_GAINS = {1.0: 0.86, 1.5: 0.93, 2.0: 0.98, 2.5: 1.01, 3.0: 1.06, 3.5: 1.08, 4.0: 1.10}
+# The spread of the values over that of the weights with the least distortion on N(0, 1), by the
+# values of a state.
+_GAINS = {
+    1: {1.0: 0.86, 2.0: 0.98, 3.0: 1.06, 4.0: 1.10},
+    2: {1.5: 0.96, 2.0: 0.99, 2.5: 1.03, 3.0: 1.07, 3.5: 1.10, 4.0: 1.15},
+}
 
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # float16
 
@@ -109,7 +113,7 @@ class TrellisFormat(VectorFormat):
         names = [
             f"trellis{rate}_{code.name}" for code in CODES.values() for rate in rates[code.vector]
         ]
-        return names + [f"trellis2_1mad_l{bits}" for bits in (12, 14)]
+        return names + [f"trellis2_{code}_l{bits}" for code in ("1mad", "hyb") for bits in (12, 14)]
 
     @property
     def trellis(self) -> Trellis:
@@ -138,7 +142,7 @@ class TrellisFormat(VectorFormat):
         if self.whole:
             power = power.mean(axis=0, keepdims=True)
         values = self.trellis.values()
-        scales = np.sqrt(power) * (_GAINS[self.bits] / _spread(values))
+        scales = np.sqrt(power) * (_GAINS[self.trellis.vector][self.bits] / _spread(values))
         if scales.max() > _LARGEST:
             raise FormatError(
                 f"weights with a spread of {np.sqrt(power.max()):.4g} are too large for the "
@@ -241,7 +245,12 @@ class TrellisGrid:
     def _search(self, targets: Array) -> Array:
         """States of the tiles of a whole number of rows of tiles, or of one smaller tile."""
         unit = 1 / _spread(self.values)
-        rings = targets.reshape(max(1, len(targets) // TILE), -1, self.format.trellis.vector)
+        # No value lies nearer to a target beyond all of them than the outermost does, and
+        # distances that are too large for the search are all alike.
+        reach = np.abs(self.values).max()
+        rings = np.clip(targets, -reach, reach).reshape(
+            max(1, len(targets) // TILE), -1, self.format.trellis.vector
+        )
         return find_paths(
             self.format.trellis, self.values * unit, rings * unit, threads=self.threads
         )

@@ -9,6 +9,7 @@ from onnxq.formats.trellis import TrellisFormat
 
 NAMES = TrellisFormat.names()
 SHORT = [name for name in NAMES if name.endswith("_l12")] + ["trellis3_1mad_l12_tensor"]
+SHORT += ["trellis1.5_hyb_l10", "trellis2.5_hyb_l12", "trellis4_hyb_l13_tensor"]
 
 
 def draw(rows, columns, seed=0):
@@ -46,7 +47,7 @@ def test_bits_on_the_shapes_of_a_small_decoder(bits):
         assert fmt.bits_per_weight(shape) <= bits + 0.05
 
 
-# Measured on 2^20 weights: 0.0684, 0.0687; 0.0177, 0.0182; 0.00456, 0.00487 (docs/formats.md).
+# docs/formats.md has what 2^20 weights give.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "most"),
@@ -57,6 +58,12 @@ def test_bits_on_the_shapes_of_a_small_decoder(bits):
         ("trellis3_3inst", 0.0185),
         ("trellis4_1mad", 0.0049),
         ("trellis4_3inst", 0.0049),
+        ("trellis1.5_hyb", 0.137),
+        ("trellis2_hyb", 0.070),
+        ("trellis2.5_hyb", 0.036),
+        ("trellis3_hyb", 0.0185),
+        ("trellis3.5_hyb", 0.0094),
+        ("trellis4_hyb", 0.0049),
     ],
 )
 def test_distortion_of_gaussian_weights(name, most):
@@ -90,6 +97,8 @@ def test_columns_that_are_no_tiles_are_refused():
         ("trellis2_2mad", "'2mad' is no code of trellises"),
         ("trellis5_1mad", "has 1, 2, 3 or 4 bits, not 5"),
         ("trellis2_1mad_l17", "has states of 10 to 16 bits, not 17"),
+        ("trellis1_hyb", "has 1.5, 2, 2.5, ... 4 bits, not 1"),
+        ("trellis2.5_1mad", "has 1, 2, 3 or 4 bits, not 2.5"),
     ],
 )
 def test_names_that_mean_no_trellis_are_refused(name, reason):

@@ -1,5 +1,7 @@
 """The search through trellises against the same search in NumPy, and what codes look like."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from onnxq.numerics.trellis import CODES, Trellis, find_paths, states_of
 
 SETS = _native.viterbi_instruction_sets()
 SHAPES = [("1mad", bits) for bits in (1, 2, 3, 4)] + [("3inst", 2), ("3inst", 4)]
+SHAPES += [("hyb", bits) for bits in (3, 4, 5)]
 
 
 def draw(*shape, seed=0):
@@ -115,6 +118,11 @@ def test_values_of_the_codes_are_whole_numbers_of_their_unit():
         halves = [((half & 0x8FFF) ^ 0x3B60) for half in (mixed & 0xFFFF, mixed >> 16)]
         numbers = np.array(halves, np.uint16).view(np.float16).astype(float)
         assert Trellis(code="3inst", step_bits=2).values()[state] == numbers.sum()
+        mixed = (state * 0xBC91727F) % 2**32
+        pair = Trellis(code="hyb", step_bits=4).whole_values()[state]
+        for value, byte in zip(pair, (mixed >> 16 & 255, mixed >> 24), strict=True):
+            quantile = NormalDist().inv_cdf(0.5 + ((byte & 63) + 0.5) / 128)
+            assert value == (-1 if byte & 64 else 1) * round(44 * quantile)
 
 
 @pytest.mark.parametrize("code", CODES)
