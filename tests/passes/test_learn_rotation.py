@@ -187,3 +187,57 @@ def test_values_of_a_cache_are_left_alone_unless_told() -> None:
     assert report.moved_outputs == ()
     assert any("cache" in (site.reason or "") for site in report.sites)
     assert torch.get_num_threads() >= 1
+
+
+def _masked(layers: int = 2) -> ir.Model:
+    """A decoder written out, whose first block computes the causal mask that all blocks read."""
+    random = np.random.default_rng(5)
+    weights = {"table": random.standard_normal((VOCABULARY, WIDTH)), "ones": np.ones(WIDTH)}
+    lines = [
+        "x0 = Gather (table, ids)  sh = Shape (ids)  n = Gather (sh, i1v)"
+        "  nn = Concat <axis = 0> (n, n)"
+        "  full = Expand (never, nn)  mask = Trilu <upper = 1> (full, i1)"
+    ]
+    for i in range(layers):
+        for name in "qkvo":
+            weights[f"{name}{i}"] = random.standard_normal((WIDTH, WIDTH)) * WIDTH**-0.5
+        weights[f"up{i}"] = random.standard_normal((WIDTH, INNER)) * WIDTH**-0.5
+        weights[f"down{i}"] = random.standard_normal((INNER, WIDTH)) * INNER**-0.5
+        lines.append(
+            f"a{i} = SimplifiedLayerNormalization <axis = -1> (x{i}, ones)"
+            f"  Q{i} = MatMul (a{i}, q{i})  K{i} = MatMul (a{i}, k{i})  V{i} = MatMul (a{i}, v{i})"
+            f"  T{i} = Transpose <perm = [0, 2, 1]> (K{i})  s{i} = MatMul (Q{i}, T{i})"
+            f"  c{i} = Add (s{i}, mask)  p{i} = Softmax <axis = -1> (c{i})"
+            f"  h{i} = MatMul (p{i}, V{i})  O{i} = MatMul (h{i}, o{i})  r{i} = Add (x{i}, O{i})"
+            f"  m{i} = SimplifiedLayerNormalization <axis = -1> (r{i}, ones)"
+            f"  u{i} = MatMul (m{i}, up{i})  e{i} = Relu (u{i})  d{i} = MatMul (e{i}, down{i})"
+            f"  x{i + 1} = Add (r{i}, d{i})"
+        )
+    weights["head"] = random.standard_normal((WIDTH, VOCABULARY)) * WIDTH**-0.5
+    lines.append(
+        f"z = SimplifiedLayerNormalization <axis = -1> (x{layers}, ones)  logits = MatMul (z, head)"
+    )
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["": 21]> g (int64[1, s] ids) '
+        f"=> (float[1, s, {VOCABULARY}] logits) {{ {'  '.join(lines)} }}"
+    )
+    arrays = {name: np.asarray(array, np.float32) for name, array in weights.items()}
+    arrays |= {"never": np.array(-np.inf, np.float32), "i1": np.array(1), "i1v": np.array([1])}
+    read = {v.name: v for node in model.graph for v in node.inputs if v is not None}
+    for name, array in arrays.items():
+        value = read[name]
+        value.const_value, value.shape = ir.tensor(array, name=name), ir.Shape(array.shape)
+        value.dtype = value.const_value.dtype
+        model.graph.register_initializer(value)
+    name_nodes(model)
+    mark_stage(model, Stage.PREPARED)
+    return model
+
+
+def test_a_mask_between_blocks_is_not_compared() -> None:
+    random = np.random.default_rng(6)
+    samples = [{"ids": random.integers(0, VOCABULARY, (1, TOKENS))} for _ in range(4)]
+    step = LearnRotation(**{**QUICK, "steps": 4, "heads": False})
+    report = step.call(_masked(), Context(samples=samples))
+    first, last = map(float, re.findall(r"([0-9.e+-]+) (?:before|after)", report.notes[0]))
+    assert 0 < last <= first < 1
