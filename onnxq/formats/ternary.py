@@ -25,6 +25,7 @@ from onnxq.errors import FormatError
 from onnxq.formats.base import Arrays, VectorFormat
 from onnxq.formats.granularity import PerChannel, PerGroup, PerTensor
 from onnxq.formats.packing import pack_trits, packed_trits, unpack_trits
+from onnxq.formats.uniform import IntFormat
 from onnxq.numerics.ternary import Spans, fit_one, fit_two, nearest_codes, only_magnitudes
 
 __all__ = ["TernaryFormat", "TernaryGrid"]
@@ -34,6 +35,7 @@ Array = npt.NDArray[Any]
 _NAME = re.compile(
     r"ternary(?P<planes>2?)(?:_(?P<coarse>tensor|channel)|_g(?P<group>[1-9]\d*))?(?P<half>_f16)?"
 )
+_LEAST_COST = 1e-6  # of an error, over that of the mean: what no data show still has scales
 _PART = 1 << 21  # weights whose scales are searched for at a time
 
 
@@ -183,6 +185,12 @@ class TernaryFormat(VectorFormat):
         """Stored scales as ``[rows or 1, planes, groups]`` float32."""
         return scales.astype(np.float32).reshape(len(scales), self.planes, -1)
 
+    def as_integers(self) -> IntFormat | None:
+        """The integer format whose arrays mean the same, but for its unused codes; None of two."""
+        if self.planes == 2:
+            return None
+        return IntFormat(bits=2, granularity=self.granularity, scale_dtype=self.scale_dtype)
+
     def _spread(self, scales: Array, columns: int) -> Array:
         """Scales ``[rows or 1, groups]`` of each column."""
         return np.repeat(scales, self.group_size(columns), axis=1)[:, :columns]
@@ -195,18 +203,21 @@ class TernaryFormat(VectorFormat):
         Columns that fill up a last group are 0 and cost nothing.
         """
         columns = weight.shape[1]
+        costs: Array | None = None
+        if importance is not None:
+            costs = np.asarray(importance, np.float64)
+            costs = costs + _LEAST_COST * (costs.mean() or 1.0)
         if isinstance(self.granularity, PerTensor):
-            costs = None
-            if importance is not None:
-                costs = np.broadcast_to(importance, weight.shape).reshape(1, -1)
+            if costs is not None:
+                costs = np.broadcast_to(costs, weight.shape).reshape(1, -1)
             return weight.reshape(1, -1), costs
         size = min(self.group_size(columns), columns)
         missing = -columns % size
-        if importance is None and not missing:
+        if costs is None and not missing:
             return weight.reshape(-1, size), None
-        costs = np.ones(columns) if importance is None else np.asarray(importance, np.float64)
         filled = np.pad(weight, ((0, 0), (0, missing)))
-        return filled.reshape(-1, size), np.pad(costs, (0, missing)).reshape(-1, size)
+        each = np.pad(np.ones(columns) if costs is None else costs, (0, missing))
+        return filled.reshape(-1, size), each.reshape(-1, size)
 
     def _fitted(self, values: Array, costs: Array | None) -> npt.NDArray[np.float32]:
         """Scales ``[spans, planes]``."""

@@ -160,15 +160,16 @@ def magnitudes(scales: Array) -> tuple[Array, npt.NDArray[np.int8]]:
     large = scales[:, 0]
     zero = np.zeros_like(large)
     if scales.shape[1] == 1:
-        codes = np.broadcast_to(np.array([0, 1], np.int8), (len(large), 2))
-        return np.stack([zero, large], axis=1), codes
+        single = np.broadcast_to(np.array([0, 1], np.int8), (len(large), 2))
+        return np.stack([zero, large], axis=1), single
     small = scales[:, 1]
     less = large - small
     is_first = small <= less
     found = [zero, np.where(is_first, small, less), np.where(is_first, less, small)]
     first = np.where(is_first, 1, 2)
-    codes = [np.zeros_like(first), first, 3 - first, np.full_like(first, 3), np.full_like(first, 4)]
-    return np.stack([*found, large, large + small], axis=1), np.stack(codes, axis=1).astype(np.int8)
+    codes = np.empty((len(large), 5), np.int8)
+    codes[:, 0], codes[:, 1], codes[:, 2], codes[:, 3:] = 0, first, 3 - first, (3, 4)
+    return np.stack([*found, large, large + small], axis=1), codes
 
 
 def nearest_codes(values: Array, scales: Array) -> npt.NDArray[np.int8]:

@@ -23,7 +23,7 @@ import array_api_compat
 import numpy as np
 
 from onnxq.errors import FormatError
-from onnxq.formats import Arrays, Format, IntFormat, VectorFormat
+from onnxq.formats import Arrays, Format, IntFormat, TernaryFormat, VectorFormat
 from onnxq.numerics.grid_costs import Array
 from onnxq.solvers.grids import rows_per_scale
 from onnxq.solvers.inputs import check_columns, require_integers, to_numpy
@@ -65,6 +65,8 @@ def refit_scales(
     del threads
     xp = array_api_compat.array_namespace(weight)
     check_columns(weight, statistics)
+    if isinstance(fmt, TernaryFormat):
+        fmt = fmt.as_integers() or fmt
     if isinstance(fmt, VectorFormat):
         return _refit_rows(weight, arrays, fmt, statistics, asymmetric=asymmetric)
     fmt = require_integers("refit_scales", fmt)

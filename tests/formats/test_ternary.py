@@ -127,6 +127,15 @@ def test_importance_draws_scales_to_the_columns_that_count():
         assert errors[1] < errors[0]
 
 
+def test_groups_that_cost_nothing_are_stored_all_the_same():
+    weight, importance = draw((8, 64)), np.where(np.arange(64) < 32, 1.0, 0.0)
+    for name in ("ternary_g32", "ternary2_g32"):
+        fmt = parse_format(name)
+        for costs in (importance, np.zeros(64)):
+            decoded = fmt.decode(fmt.encode(weight, importance=costs))
+            np.testing.assert_allclose(decoded, fmt.decode(fmt.encode(weight)), atol=1e-6)
+
+
 def test_rows_of_zeros_stay_zero():
     for name in NAMES:
         fmt = parse_format(name)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from onnxq.errors import FormatError
 from onnxq.formats import parse_format
 from onnxq.solvers.gptaq import gptaq
 from onnxq.solvers.gptq import gptq
@@ -42,15 +43,32 @@ def test_a_weight_that_is_ternary_already_is_stored_exactly(name, order):
     weight = (rng.integers(-1, 2, (48, 96)) * np.float16(0.02)).astype(np.float32)
     arrays = gptq(weight, fmt, statistics, order=order)
     assert np.array_equal(fmt.decode(arrays), weight)
-    if fmt.planes == 1 and arrays["scales"].shape == (48, 1):
+    if fmt.planes == 1:
         assert np.array_equal(
             refit_scales(weight, arrays, fmt, statistics)["scales"], arrays["scales"]
         )
 
 
-def test_asymmetric_calibration_and_scales_of_rows_take_trits():
+def test_asymmetric_calibration_takes_trits():
     fmt, (weight, statistics) = parse_format("ternary"), layer()
     arrays = gptaq(weight, fmt, statistics)
     again = refit_scales(weight, arrays, fmt, statistics, asymmetric=True)
     assert set(np.unique(again["codes"])) <= {-1, 0, 1}
     assert not np.array_equal(again["scales"], arrays["scales"])
+
+
+@pytest.mark.parametrize("name", ("ternary", "ternary_g32_f16", "ternary_tensor"))
+def test_scales_of_one_plane_are_fitted_to_the_codes(name):
+    fmt, (weight, statistics) = parse_format(name), layer()
+    before = gptq(weight, fmt, statistics)
+    after = refit_scales(weight, before, fmt, statistics)
+    assert after["scales"].dtype == before["scales"].dtype
+    errors = [objective(weight, fmt.decode(one), statistics).sum() for one in (before, after)]
+    assert errors[1] < errors[0]
+
+
+def test_scales_of_two_planes_are_not():
+    fmt, (weight, statistics) = parse_format("ternary2"), layer()
+    arrays = gptq(weight, fmt, statistics)
+    with pytest.raises(FormatError, match="ternary2 has no scale for each row"):
+        refit_scales(weight, arrays, fmt, statistics)
