@@ -106,6 +106,15 @@ def test_weights_that_are_ternary_already_are_stored_exactly(granularity, names,
         assert not np.array_equal(decoded, weight.astype(np.float32))
 
 
+@pytest.mark.parametrize("kind", ("TQ1_0", "TQ2_0"))
+def test_ternary_weights_of_llama_cpp_are_stored_exactly(kind):
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType[kind]
+    weight = gguf.quants.dequantize(gguf.quants.quantize(draw((8, 512)), kind), kind)
+    fmt = parse_format("ternary_g256_f16")
+    np.testing.assert_array_equal(fmt.decode(fmt.encode(weight)), weight)
+
+
 # On N(0, 1): 0.1902 is the least of three symmetric levels (Max, 1960); nine levels have 0.0279.
 @pytest.mark.parametrize(
     ("name", "most"), [("ternary_tensor", 0.192), ("ternary2_tensor", 0.0293), ("ternary2", 0.0291)]
