@@ -21,10 +21,7 @@ struct LookupTables {
 
 // Masks of bits, one for each row.
 struct RowMasks {
-  explicit RowMasks(__m512i bits) {
-    _mm512_store_si512(rows, bits);
-    __asm__("" : "+m"(rows));  // masks are loaded from there, not moved through other registers
-  }
+  void set(__m512i bits) { _mm512_store_si512(rows, bits); }
   __mmask64 operator[](int row) const { return rows[row]; }
   alignas(64) __mmask64 rows[kE8pRows];
 };

@@ -28,7 +28,10 @@ template <bool kAdds>
   const __m512i of_run =
       _mm512_mask_add_epi8(_mm512_maskz_set1_epi8(found.is_up, 8), found.is_long,
                            _mm512_maskz_set1_epi8(found.is_up, 8), _mm512_set1_epi8(16));
-  const RowMasks minus(found.signs), three(found.threes), five(found.fives);
+  RowMasks minus, three, five;
+  minus.set(found.signs);
+  three.set(found.threes);
+  five.set(found.fives);
   const __m512i values = _mm512_load_si512(table.numbers);
   const __m512i bytes = _mm512_set1_epi64(0x0101010101010101);
   __m512i run = _mm512_shuffle_epi8(_mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0),
