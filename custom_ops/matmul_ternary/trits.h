@@ -10,7 +10,11 @@
 //   apart, for a number d0 + 3 d1 + 9 d2 in every byte. Of the 8 such triples of a unit the lower
 //   four bits lie in 4 vectors, the lower half of a byte for an even one, and the fifth bits in
 //   one. A sixth less is read than of two bits, and decoding costs the same: 2.4 shifts and
-//   selections and three look-ups by vpermb for three vectors.
+//   selections and three look-ups by vpermb for three vectors. Multiplying 4096 x 4096 by one token
+//   took a Zen 4 core 116 us from the third cache and 336 to 402 us from memory, two bits 119 and
+//   365 to 604 us. A stream of five bits, spread by vpermb and vpmultishiftqb, took 167 us from the
+//   cache: five shuffles keep the products waiting. Five trits in a byte would need two look-ups
+//   of 128 entries for each of the five.
 #pragma once
 
 #include <cstdint>
