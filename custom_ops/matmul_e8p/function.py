@@ -222,11 +222,11 @@ MATMUL_E8P = OperatorSpec(
     body=_BODY,
     lowest_opset=18,
     summary="""Points of E8P at 2, 3 or 4 bits, decoded by arithmetic: a weight is a whole number
-        within int8 times the scale of its row. With `activation_bits` 8 tokens are rounded to int8
-        inside, one scale for each, and products are summed exactly in int32; with 32 activations
-        stay in float32, which is slower. In memory a weight takes the bits that it is stored in: with
-        AVX-512 VNNI one or two rounded tokens are multiplied from masks of bits, without decoding
-        to bytes; more tokens, and other kernels, decode a few rows at a time.""",
+        within int8 times the scale of its row. With `activation_bits` 8 tokens are rounded to
+        int8 inside, one scale for each, and products are summed exactly in int32; with 32
+        activations stay in float32, which is slower. In memory a weight takes the bits that it is
+        stored in: with AVX-512 VNNI one or two rounded tokens are multiplied from masks of bits,
+        without decoding to bytes; more tokens, and other kernels, decode a few rows at a time.""",
     kernels=("any CPU", "AVX2", "AVX-512", "AVX-512 VNNI"),
     refusal=_refusal,
 )
