@@ -158,6 +158,10 @@ template <int kBits, Mode kMode, int kEnd, int kPair = 0>
 #pragma GCC unroll 4
     for (int at = 0; at < kLutRows; ++at) {
       const uint8_t* lines = w.row(row + at) + chunk * kChunk<kBits>;
+      // Rows are too short for the hardware to see which come next.
+      if constexpr (kPair < kChunk<kBits> / kUnit) {
+        __builtin_prefetch(lines + kLutRows * w.row_bytes + kPair * kUnit);
+      }
       Pair entries;
       if constexpr (kMode == Mode::kTables) {
         const int64_t unit = pair * kUnitsPerBlock;
