@@ -46,7 +46,7 @@ def lnq(
     start: Start = "gptq",
     rounds: int = 4,
     sweeps: int = 4,
-    damping: float = 0.01,
+    damping: float = 0.05,
 ) -> Arrays:
     """Improve the tables and codes of ``start`` in turn.
 
@@ -60,7 +60,8 @@ def lnq(
         rounds: fits of the tables, at most; it stops when no code changes any more. 0 gives what
             ``start`` gave.
         sweeps: over all columns for each fit of the codes, at most.
-        damping: λ as a part of the mean diagonal of H, here and in ``gptq``.
+        damping: λ as a part of the mean diagonal of H, here and in ``gptq``; more than there, as
+            in `coordinate_descent`: descent goes on until it fits the noise of H too.
 
     Returns:
         The arrays of ``fmt.encode``.

@@ -40,7 +40,7 @@ def test_no_round_raises_the_objective(name, start):
     first = {"gptq": gptq, "nearest": nearest}[start](weight, fmt, statistics)
     costs = [cost(weight, first, fmt, statistics)]
     for rounds in range(4):
-        found = lnq(weight, fmt, statistics, start=start, rounds=rounds)
+        found = lnq(weight, fmt, statistics, start=start, rounds=rounds, damping=0.01)
         assert {key: (part.shape, part.dtype) for key, part in found.items()} == {
             key: (part.shape, part.dtype) for key, part in first.items()
         }
@@ -54,7 +54,7 @@ def test_no_round_raises_the_objective(name, start):
 def test_no_single_code_can_be_improved():
     fmt = parse_format("lut2_f16")
     weight, statistics = case(rows=6, columns=40)
-    found = lnq(weight, fmt, statistics, rounds=20, sweeps=100)
+    found = lnq(weight, fmt, statistics, rounds=20, sweeps=100, damping=0.01)
     best = cost(weight, found, fmt, statistics)
     for row, column, code in itertools.product(range(6), range(40), range(4)):
         codes = found["codes"].copy()

@@ -1,0 +1,62 @@
+"""A decoder of 2-bit tables generates in onnxruntime-genai, with the kernels and without them."""
+
+import json
+
+import numpy as np
+import pytest
+
+import onnxq
+import onnxq.custom_ops
+from onnxq.export import from_gguf
+from onnxq.models.smollm2 import gguf_path
+from onnxq.runtime import open_session
+from onnxq.runtime.decoder import decoder_feeds
+
+SETTINGS = ["quantize_weights.format=lut2", "quantize_weights.embedding_format=float"]
+
+
+def without_library(folder):
+    """The same files, so that the functions run."""
+    (folder / onnxq.custom_ops.library_path().name).unlink()
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text())
+    del config["model"]["decoder"]["session_options"]["custom_ops_library"]
+    path.write_text(json.dumps(config))
+
+
+def assert_generates(folder, prompt, count, greedy_tokens):
+    """With the library and without it: the largest logit of ONNX Runtime, or one beside it.
+
+    Activations are rounded to int8: where two sums differ in their last bit one may fall on the
+    other side of a tie, a step of 1/127 in one of many inputs.
+    """
+    for custom_ops in (True, False):
+        if not custom_ops:
+            without_library(folder)
+        ids = greedy_tokens(folder, prompt, count)
+        assert len(ids) == count
+        with open_session(folder / "model.onnx", custom_ops=False) as session:
+            logits = session.run(decoder_feeds(session, np.array([prompt + ids])))["logits"][0]
+        said = logits[len(prompt) - 1 : -1]
+        gap = said.max(axis=1) - said[np.arange(count), ids]
+        assert gap.max() < 1e-2 * np.abs(logits).max()
+
+
+def test_a_tiny_one(make_gguf, tmp_path, greedy_tokens):
+    make_gguf(tmp_path / "tiny.gguf")
+    exported = from_gguf(
+        tmp_path / "tiny.gguf", tmp_path / "plain", checkpoint=tmp_path / "checkpoint"
+    )
+    artifact = onnxq.quantize(exported.folder, "int4", out=tmp_path / "out", set=SETTINGS)
+    assert sum(site.format == "lut2" for site in artifact.quantized_sites) >= 7
+    assert (tmp_path / "out" / onnxq.custom_ops.library_path().name).is_file()
+    assert_generates(tmp_path / "out", [5, 17, 40], 24, greedy_tokens)
+
+
+@pytest.mark.slow
+def test_smollm2(tmp_path, greedy_tokens):
+    from_gguf(gguf_path(), tmp_path / "float32", checkpoint=tmp_path / "checkpoint")
+    out = tmp_path / "out"
+    artifact = onnxq.quantize(tmp_path / "float32", "int4", out=out, set=SETTINGS)
+    assert sum(site.format == "lut2" for site in artifact.quantized_sites) >= 210
+    assert_generates(out, [504, 2365, 5041, 314], 12, greedy_tokens)
