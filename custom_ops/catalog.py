@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from onnxq.custom_ops.functions import DOMAIN
 from onnxq.custom_ops.hadamard import HADAMARD
+from onnxq.custom_ops.matmul_codebook import MATMUL_CODEBOOK
 from onnxq.custom_ops.matmul_e8p import MATMUL_E8P
 from onnxq.custom_ops.matmul_int import MATMUL_INT
 from onnxq.custom_ops.matmul_lut import MATMUL_LUT
@@ -17,6 +18,7 @@ from onnxq.formats import Format
 __all__ = ["SPECS", "has_kernels", "spec_of"]
 
 SPECS: tuple[OperatorSpec, ...] = (
+    MATMUL_CODEBOOK,
     MATMUL_E8P,
     MATMUL_INT,
     MATMUL_LUT,

@@ -1,0 +1,113 @@
+// The operator MatMulCodebook for ONNX Runtime: rows are split over the threads of the session.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "../matmul/matmul_op.h"
+#include "../ort/ops.h"
+#include "stored.h"
+
+namespace onnxq::ort {
+namespace {
+
+constexpr int64_t kParts = 8;  // of the rows, at most: each part makes its own tables
+
+class CodebookWeights {
+ public:
+  static constexpr const char* kName = "MatMulCodebook";
+  static constexpr ElementType kArrays[] = {ElementType::kUint8, ElementType::kInt8,
+                                            ElementType::kFloat16};
+  static constexpr const char* kAttributes[] = {"rows",       "columns",       "dimension",
+                                                "bits",       "books",         "group",
+                                                "block_rows", "block_columns", "activation_bits"};
+
+  CodebookWeights(const Attributes& attributes, const std::vector<Tensor>& arrays)
+      : kernels_(code_kernels()),
+        is_rounded_(attributes.integer("activation_bits", 8, 32) == 8),
+        packed_(checked(attributes, arrays)) {}
+
+  int64_t rows() const { return packed_.matrix().rows; }
+  int64_t columns() const { return packed_.matrix().columns; }
+  int64_t step() const { return std::max<int64_t>(1, rows() / (kParts * kCodeRows)) * kCodeRows; }
+
+  size_t prepared_size(int64_t tokens) const {
+    return is_rounded_ ? static_cast<size_t>(tokens * packed_.matrix().token_bytes()) : 0;
+  }
+  void prepare(const float* a, int64_t begin, int64_t end, void* prepared) const {
+    kernels_.prepare(packed_.matrix(), a, begin, end, static_cast<uint8_t*>(prepared));
+  }
+  void multiply(const float* a, const void* prepared, int64_t tokens, float* y, int64_t stride,
+                int64_t begin, int64_t end) const {
+    const CodeMatrix& w = packed_.matrix();
+    if (!is_rounded_) return kernels_.multiply_float(w, a, tokens, y, stride, begin, end);
+    const bool has_tables = w.table_books != nullptr && tokens <= kernels_.table_tokens;
+    (has_tables ? kernels_.look_up : kernels_.multiply)(w, static_cast<const uint8_t*>(prepared),
+                                                        tokens, y, stride, begin, end);
+  }
+
+ private:
+  static StoredCodes checked(const Attributes& attributes, const std::vector<Tensor>& arrays) {
+    StoredCodes stored{};
+    stored.rows = attributes.integer("rows", 1, kMaxSize);
+    stored.columns = attributes.integer("columns", 1, kMaxSize);
+    stored.dimension = static_cast<int>(attributes.integer("dimension", 1, 8));
+    stored.bits = static_cast<int>(attributes.integer("bits", 1, 16));
+    stored.books = static_cast<int>(attributes.integer("books", 1, 16));
+    stored.group = attributes.integer("group", 1, kMaxSize);
+    stored.block_rows = attributes.integer("block_rows", 1, kMaxSize);
+    stored.block_columns = attributes.integer("block_columns", 1, kMaxSize);
+    check_sizes(attributes, stored);
+    const Tensor &codes = arrays[0], &codebook = arrays[1], &scales = arrays[2];
+    attributes.want("codes", codes, {stored.rows, stored.row_bytes()});
+    attributes.want("codebook", codebook,
+                    {stored.row_blocks(), stored.column_blocks(), stored.books, stored.entries(),
+                     stored.dimension});
+    if (scales.shape != std::vector<int64_t>{1, stored.groups()}) {
+      attributes.want("scales", scales, {stored.rows, stored.groups()});
+    }
+    stored.codes = codes.as<uint8_t>();
+    stored.codebook = codebook.as<int8_t>();
+    stored.scales = scales.as<uint16_t>();
+    stored.scale_rows = scales.shape[0];
+    return stored;
+  }
+
+  static void check_sizes(const Attributes& attributes, const StoredCodes& stored) {
+    const int bits = stored.bits, dimension = stored.dimension;
+    if (bits != 4 && bits != 6 && bits != 8 && bits != 12 && bits != 16) {
+      attributes.fail("attribute bits is " + std::to_string(bits) +
+                      ", and must be 4, 6, 8, 12 or 16");
+    }
+    const int64_t activation_bits = attributes.integer("activation_bits", 8, 32);
+    if (activation_bits != 8 && activation_bits != 32) {
+      attributes.fail("attribute activation_bits is " + std::to_string(activation_bits) +
+                      ", and must be 8 or 32");
+    }
+    if (dimension & (dimension - 1)) {
+      attributes.fail("attribute dimension is " + std::to_string(dimension) +
+                      ", and must be 1, 2, 4 or 8");
+    }
+    if (stored.columns % dimension || stored.group % dimension ||
+        stored.block_columns % dimension) {
+      attributes.fail("columns, group and block_columns must be multiples of dimension = " +
+                      std::to_string(dimension));
+    }
+    if (stored.block_rows % kCodeRows && stored.block_rows < stored.rows) {
+      attributes.fail("attribute block_rows is " + std::to_string(stored.block_rows) +
+                      ", and must be a multiple of " + std::to_string(kCodeRows) +
+                      " or no less than rows");
+    }
+  }
+
+  const CodeKernels& kernels_;
+  const bool is_rounded_;
+  PackedCodes packed_;
+};
+
+}  // namespace
+
+std::vector<const CustomOp*> matmul_codebook_ops(const Api* api) {
+  return matmul_ops<CodebookWeights>(api);
+}
+
+}  // namespace onnxq::ort
