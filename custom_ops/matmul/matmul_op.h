@@ -11,6 +11,9 @@
 //     int64_t step() const;                            // parts of rows begin at multiples of it
 //     size_t prepared_size(int64_t tokens) const;      // bytes; 0 when nothing is prepared
 //     void prepare(const float* a, int64_t begin, int64_t end, void* prepared) const;
+//     // Or, where a token is prepared in parts that are worth a thread each:
+//     int64_t prepared_items(int64_t tokens) const;
+//     void prepare(const float* a, int64_t tokens, int64_t begin, int64_t end, void*) const;
 //     void multiply(const float* a, const void* prepared, int64_t tokens, float* y, int64_t stride,
 //                   int64_t begin, int64_t end) const; // y[token * stride + row], rows [begin,
 //                   end)
@@ -165,16 +168,28 @@ class MatMul {
     const int64_t rows = weights.rows(), columns = weights.columns(), step = weights.step();
     Prepared prepared(weights.prepared_size(tokens));
     void* const data = prepared.data();
-    if (data != nullptr) {
-      context.parallel(tokens, kPartFloats / columns,
-                       [&](int64_t begin, int64_t end) { weights.prepare(a, begin, end, data); });
-    }
+    if (data != nullptr) prepare(context, weights, a, tokens, data, 0);
     const int64_t steps = (rows + step - 1) / step;
     context.parallel(steps, kPartProducts / (step * columns * tokens),
                      [&](int64_t begin, int64_t end) {
                        const int64_t last = end * step < rows ? end * step : rows;
                        weights.multiply(a, data, tokens, y, rows, begin * step, last);
                      });
+  }
+
+  // The first where the weights have prepared_items, for an int is an int sooner than a long.
+  template <class W>
+  static auto prepare(const Context& context, const W& weights, const float* a, int64_t tokens,
+                      void* data, int) -> decltype(weights.prepared_items(tokens), void()) {
+    context.parallel(weights.prepared_items(tokens), 1, [&](int64_t begin, int64_t end) {
+      weights.prepare(a, tokens, begin, end, data);
+    });
+  }
+  template <class W>
+  static void prepare(const Context& context, const W& weights, const float* a, int64_t tokens,
+                      void* data, long) {
+    context.parallel(tokens, kPartFloats / weights.columns(),
+                     [&](int64_t begin, int64_t end) { weights.prepare(a, begin, end, data); });
   }
 
   Attributes attributes_;

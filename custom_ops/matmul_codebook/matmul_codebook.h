@@ -32,6 +32,7 @@ struct CodeTile {
   int64_t offset;       // of its codes in a block, in bytes
   int64_t group;        // of scales
   int64_t column_book;  // which books along the columns
+  int64_t table;        // the first of its tables, an even number
 
   int64_t quads() const { return (columns + 3) / 4; }
 };
@@ -45,8 +46,10 @@ struct CodeMatrix {
   int64_t entries;
   int64_t groups;                   // scales of a row
   int64_t book_rows, column_books;  // rows that share books, and how many sets there are across
+  int64_t row_books;                // how many sets there are down
   std::vector<CodeTile> tiles;
   int64_t block_bytes;     // of the codes of a block
+  int64_t tables;          // of all tiles
   const uint8_t* codes;    // [blocks][block_bytes]
   const float* scales;     // [blocks][groups][64]
   const int32_t* offsets;  // [blocks][tiles][64], 128 times the sum of the weights
@@ -67,6 +70,11 @@ struct CodeMatrix {
   // A token as it is multiplied: q + 128 for every column, 128 behind them, and the scale.
   int64_t scale_at() const { return (columns + 8 + 63) / 64 * 64; }
   int64_t token_bytes() const { return scale_at() + 64; }
+  // The same with the tables of its products behind it, [row books][tables][2][entries].
+  int64_t tables_at(int64_t row_book) const {
+    return token_bytes() + row_book * tables * 2 * entries;
+  }
+  int64_t tabled_bytes() const { return tables_at(row_books); }
 };
 
 struct CodeKernels {
@@ -79,6 +87,9 @@ struct CodeKernels {
   void (*multiply)(const CodeMatrix& w, const uint8_t* prepared, int64_t tokens, float* y,
                    int64_t stride, int64_t begin, int64_t end);
   // The same by tables, where there are any; null where the instructions have no lookup for them.
+  // Items [begin, end) of the tiles of all tokens are prepared as tabled_bytes() for each token.
+  void (*prepare_tables)(const CodeMatrix& w, const float* a, int64_t begin, int64_t end,
+                         uint8_t* prepared);
   void (*look_up)(const CodeMatrix& w, const uint8_t* prepared, int64_t tokens, float* y,
                   int64_t stride, int64_t begin, int64_t end);
   // The same with tokens in float32.

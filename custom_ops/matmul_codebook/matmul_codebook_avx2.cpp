@@ -65,7 +65,8 @@ struct Isa {
 #include "matmul_codebook_source.h"
 
 const onnxq::CodeKernels* onnxq::code_kernels_avx2() {
-  static constexpr CodeKernels kKernels = {"avx2", 0, prepare, multiply, nullptr, multiply_float};
+  static constexpr CodeKernels kKernels = {"avx2",  0,       prepare,       multiply,
+                                           nullptr, nullptr, multiply_float};
   return &kKernels;
 }
 #else

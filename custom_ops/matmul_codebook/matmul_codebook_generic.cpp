@@ -37,8 +37,8 @@ struct Isa {
 namespace onnxq {
 
 const CodeKernels& code_kernels_generic() {
-  static constexpr CodeKernels kKernels = {"generic", 0,       prepare,
-                                           multiply,  nullptr, multiply_float};
+  static constexpr CodeKernels kKernels = {"generic", 0,       prepare,       multiply,
+                                           nullptr,   nullptr, multiply_float};
   return kKernels;
 }
 

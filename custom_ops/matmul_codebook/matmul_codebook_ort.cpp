@@ -10,7 +10,7 @@
 namespace onnxq::ort {
 namespace {
 
-constexpr int64_t kParts = 8;  // of the rows, at most: each part makes its own tables
+constexpr int64_t kPartBlocks = 4, kMostParts = 16;
 
 class CodebookWeights {
  public:
@@ -28,24 +28,39 @@ class CodebookWeights {
 
   int64_t rows() const { return packed_.matrix().rows; }
   int64_t columns() const { return packed_.matrix().columns; }
-  int64_t step() const { return std::max<int64_t>(1, rows() / (kParts * kCodeRows)) * kCodeRows; }
+  // At least two parts, and no more than have some blocks each to share what is loaded of tables.
+  int64_t step() const {
+    const int64_t blocks = (rows() + kCodeRows - 1) / kCodeRows;
+    const int64_t parts = std::clamp<int64_t>(blocks / kPartBlocks, 2, kMostParts);
+    return (blocks + parts - 1) / parts * kCodeRows;
+  }
 
   size_t prepared_size(int64_t tokens) const {
-    return is_rounded_ ? static_cast<size_t>(tokens * packed_.matrix().token_bytes()) : 0;
+    if (!is_rounded_) return 0;
+    const CodeMatrix& w = packed_.matrix();
+    return static_cast<size_t>(tokens * (has_tables(tokens) ? w.tabled_bytes() : w.token_bytes()));
   }
-  void prepare(const float* a, int64_t begin, int64_t end, void* prepared) const {
-    kernels_.prepare(packed_.matrix(), a, begin, end, static_cast<uint8_t*>(prepared));
+  int64_t prepared_items(int64_t tokens) const {
+    return has_tables(tokens) ? tokens * static_cast<int64_t>(packed_.matrix().tiles.size())
+                              : tokens;
+  }
+  void prepare(const float* a, int64_t tokens, int64_t begin, int64_t end, void* prepared) const {
+    (has_tables(tokens) ? kernels_.prepare_tables : kernels_.prepare)(
+        packed_.matrix(), a, begin, end, static_cast<uint8_t*>(prepared));
   }
   void multiply(const float* a, const void* prepared, int64_t tokens, float* y, int64_t stride,
                 int64_t begin, int64_t end) const {
     const CodeMatrix& w = packed_.matrix();
     if (!is_rounded_) return kernels_.multiply_float(w, a, tokens, y, stride, begin, end);
-    const bool has_tables = w.table_books != nullptr && tokens <= kernels_.table_tokens;
-    (has_tables ? kernels_.look_up : kernels_.multiply)(w, static_cast<const uint8_t*>(prepared),
-                                                        tokens, y, stride, begin, end);
+    (has_tables(tokens) ? kernels_.look_up : kernels_.multiply)(
+        w, static_cast<const uint8_t*>(prepared), tokens, y, stride, begin, end);
   }
 
  private:
+  bool has_tables(int64_t tokens) const {
+    return packed_.matrix().table_books != nullptr && tokens <= kernels_.table_tokens;
+  }
+
   static StoredCodes checked(const Attributes& attributes, const std::vector<Tensor>& arrays) {
     StoredCodes stored{};
     stored.rows = attributes.integer("rows", 1, kMaxSize);

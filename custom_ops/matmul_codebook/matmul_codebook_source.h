@@ -28,31 +28,42 @@ using onnxq::kMostLookups;
 
 constexpr int64_t kChunk = 256;  // tokens for which a panel is decoded once
 
-void prepare(const CodeMatrix& w, const float* a, int64_t begin, int64_t end, uint8_t* prepared) {
+// m of a token.
+inline float largest(const CodeMatrix& w, const float* a) {
+  int32_t top = 0;
+  for (int64_t column = 0; column < w.columns; ++column) {
+    int32_t bits;
+    std::memcpy(&bits, a + column, sizeof(bits));
+    bits &= 0x7fffffff;
+    top = top < bits ? bits : top;
+  }
+  float most;
+  std::memcpy(&most, &top, sizeof(most));
+  return most < kCodeLeast ? kCodeLeast : most;
+}
+
+// Columns [begin, end) of a token; the last ones with what lies behind them.
+inline void round_columns(const CodeMatrix& w, const float* a, float most, int64_t begin,
+                          int64_t end, uint8_t* to) {
   // 1.5 * 2^23: a number added to it is rounded to a whole one, in the low bits.
   constexpr float kWhole = 12582912.0f;
   constexpr int32_t kWholeBits = 0x4b400000;
+  const float inverse = 127.0f / most, scale = most / 127.0f;
+  for (int64_t column = begin; column < end; ++column) {
+    const float sum = a[column] * inverse + kWhole;
+    int32_t bits;
+    std::memcpy(&bits, &sum, sizeof(bits));
+    to[column] = static_cast<uint8_t>(bits - kWholeBits + 128);
+  }
+  if (end < w.columns) return;
+  std::memset(to + w.columns, 128, static_cast<size_t>(w.scale_at() - w.columns));
+  std::memcpy(to + w.scale_at(), &scale, sizeof(scale));
+}
+
+void prepare(const CodeMatrix& w, const float* a, int64_t begin, int64_t end, uint8_t* prepared) {
   for (int64_t token = begin; token < end; ++token) {
     const float* from = a + token * w.columns;
-    uint8_t* to = prepared + token * w.token_bytes();
-    int32_t top = 0;
-    for (int64_t column = 0; column < w.columns; ++column) {
-      int32_t bits;
-      std::memcpy(&bits, from + column, sizeof(bits));
-      top = std::max(top, bits & 0x7fffffff);
-    }
-    float most;
-    std::memcpy(&most, &top, sizeof(most));
-    most = most < kCodeLeast ? kCodeLeast : most;
-    const float inverse = 127.0f / most, scale = most / 127.0f;
-    for (int64_t column = 0; column < w.columns; ++column) {
-      const float sum = from[column] * inverse + kWhole;
-      int32_t bits;
-      std::memcpy(&bits, &sum, sizeof(bits));
-      to[column] = static_cast<uint8_t>(bits - kWholeBits + 128);
-    }
-    std::memset(to + w.columns, 128, static_cast<size_t>(w.scale_at() - w.columns));
-    std::memcpy(to + w.scale_at(), &scale, sizeof(scale));
+    round_columns(w, from, largest(w, from), 0, w.columns, prepared + token * w.token_bytes());
   }
 }
 

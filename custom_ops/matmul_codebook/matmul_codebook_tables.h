@@ -72,6 +72,14 @@ struct ByteSums {
   }
 };
 
+// A part of a table that stays in a register: compilers read it again from memory for each block,
+// and one read in a cycle is what takes the time then.
+inline __m512i in_register(const uint8_t* from) {
+  __m512i part = _mm512_load_si512(from);
+  __asm__("" : "+v"(part));
+  return part;
+}
+
 template <int kEntries>
 struct Lookup;
 
@@ -81,7 +89,7 @@ struct Lookup<256> {
   __m512i table[8];
 
   inline void load(const uint8_t* tables) {
-    for (int part = 0; part < 8; ++part) table[part] = _mm512_load_si512(tables + 64 * part);
+    for (int part = 0; part < 8; ++part) table[part] = in_register(tables + 64 * part);
   }
   inline void add(__m512i codes, ByteSums& low, ByteSums& high) const {
     const __mmask64 upper = _mm512_movepi8_mask(codes);
@@ -181,44 +189,55 @@ void make_tables(const CodeMatrix& w, const CodeTile& tile, int64_t book, const 
   }
 }
 
+template <int kEntries>
+void make_tile(const CodeMatrix& w, const CodeTile& tile, uint8_t* token) {
+  for (int64_t row_book = 0; row_book < w.row_books; ++row_book) {
+    const int64_t book = w.book_at(row_book * w.book_rows / kCodeRows, tile);
+    uint8_t* tables = token + w.tables_at(row_book) + tile.table * kTable<kEntries>;
+    (w.dimension == 8 ? make_tables<kEntries, 2> : make_tables<kEntries, 1>)(w, tile, book, token,
+                                                                             tables);
+  }
+}
+
+void prepare_tables(const CodeMatrix& w, const float* a, int64_t begin, int64_t end,
+                    uint8_t* prepared) {
+  const int64_t tiles = static_cast<int64_t>(w.tiles.size());
+  int64_t known = -1;
+  float most = 0.0f;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t index = item / tiles;
+    const CodeTile& tile = w.tiles[static_cast<size_t>(item % tiles)];
+    const float* from = a + index * w.columns;
+    uint8_t* token = prepared + index * w.tabled_bytes();
+    if (index != known) most = largest(w, from), known = index;
+    round_columns(w, from, most, tile.column, tile.column + tile.columns, token);
+    (w.entries == 256  ? make_tile<256>
+     : w.entries == 64 ? make_tile<64>
+                       : make_tile<16>)(w, tile, token);
+  }
+}
+
 // One token and one tile for rows [begin, end); a last block of fewer rows goes to `rest`.
 template <int kEntries>
 void look_up_tile(const CodeMatrix& w, const CodeTile& tile, const uint8_t* token, float* y,
                   float* rest, int64_t begin, int64_t end) {
-  alignas(64) uint8_t tables[kMostLookups * kTable<kEntries>];
-  int64_t made = -1;
   for (int64_t row = begin; row < end;) {
-    const int64_t block = row / kCodeRows, book = w.book_at(block, tile);
-    if (book != made) {
-      if (w.dimension == 8) {
-        make_tables<kEntries, 2>(w, tile, book, token, tables);
-      } else {
-        make_tables<kEntries, 1>(w, tile, book, token, tables);
-      }
-      made = book;
-    }
+    const int64_t row_book = row / w.book_rows;
     const float* scales[4];
     float* to[4];
     int blocks = 0;
     for (int64_t at = row; blocks < 4 && at < end; ++blocks, at += kCodeRows) {
-      if (w.book_at(at / kCodeRows, tile) != book) break;
+      if (at / w.book_rows != row_book) break;
       to[blocks] = at + kCodeRows <= end ? y + at : rest;
       scales[blocks] = w.scales + (at / kCodeRows * w.groups + tile.group) * kCodeRows;
     }
-    const uint8_t* codes = w.codes + block * w.block_bytes + tile.offset;
-    switch (blocks) {
-      case 4:
-        look_up_blocks<kEntries, 4>(tables, tile.lookups, codes, w.block_bytes, scales, to);
-        break;
-      case 3:
-        look_up_blocks<kEntries, 3>(tables, tile.lookups, codes, w.block_bytes, scales, to);
-        break;
-      case 2:
-        look_up_blocks<kEntries, 2>(tables, tile.lookups, codes, w.block_bytes, scales, to);
-        break;
-      default:
-        look_up_blocks<kEntries, 1>(tables, tile.lookups, codes, w.block_bytes, scales, to);
-    }
+    const uint8_t* tables = token + w.tables_at(row_book) + tile.table * kTable<kEntries>;
+    const uint8_t* codes = w.codes + row / kCodeRows * w.block_bytes + tile.offset;
+    (blocks == 4   ? look_up_blocks<kEntries, 4>
+     : blocks == 3 ? look_up_blocks<kEntries, 3>
+     : blocks == 2
+         ? look_up_blocks<kEntries, 2>
+         : look_up_blocks<kEntries, 1>)(tables, tile.lookups, codes, w.block_bytes, scales, to);
     row += blocks * kCodeRows;
   }
 }
@@ -226,21 +245,17 @@ void look_up_tile(const CodeMatrix& w, const CodeTile& tile, const uint8_t* toke
 void look_up(const CodeMatrix& w, const uint8_t* prepared, int64_t tokens, float* y, int64_t stride,
              int64_t begin, int64_t end) {
   for (int64_t index = 0; index < tokens; ++index) {
-    const uint8_t* token = prepared + index * w.token_bytes();
+    const uint8_t* token = prepared + index * w.tabled_bytes();
     alignas(64) float rest[kCodeRows] = {};
     float* to = y + index * stride;
-    std::fill(to + begin, to + end, 0.0f);
+    std::memset(to + begin, 0, static_cast<size_t>(end - begin) * sizeof(float));
     for (const CodeTile& tile : w.tiles) {
-      if (w.entries == 256) {
-        look_up_tile<256>(w, tile, token, to, rest, begin, end);
-      } else if (w.entries == 64) {
-        look_up_tile<64>(w, tile, token, to, rest, begin, end);
-      } else {
-        look_up_tile<16>(w, tile, token, to, rest, begin, end);
-      }
+      (w.entries == 256  ? look_up_tile<256>
+       : w.entries == 64 ? look_up_tile<64>
+                         : look_up_tile<16>)(w, tile, token, to, rest, begin, end);
     }
-    const int64_t whole = end - (end - begin) % kCodeRows;
-    std::copy(rest, rest + (end - whole), to + whole);
+    const int64_t over = (end - begin) % kCodeRows;
+    if (over) std::memcpy(to + end - over, rest, static_cast<size_t>(over) * sizeof(float));
     const float scale = scale_of(w, token);
     for (int64_t row = begin; row < end; ++row) to[row] *= scale;
   }

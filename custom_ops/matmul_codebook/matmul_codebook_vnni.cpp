@@ -2,6 +2,8 @@
 #include "matmul_codebook.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+// GCC 12 takes registers its AVX-512 headers leave undefined on purpose for a mistake.
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 #include <cstring>
@@ -53,7 +55,8 @@ struct Isa {
 #include "matmul_codebook_tables.h"
 
 const onnxq::CodeKernels* onnxq::code_kernels_vnni() {
-  static constexpr CodeKernels kKernels = {"vnni", 8, prepare, multiply, look_up, multiply_float};
+  static constexpr CodeKernels kKernels = {"vnni",         4,       prepare,       multiply,
+                                           prepare_tables, look_up, multiply_float};
   return &kKernels;
 }
 #else

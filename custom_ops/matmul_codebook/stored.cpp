@@ -34,6 +34,7 @@ PackedCodes::PackedCodes(const StoredCodes& stored) : matrix_{} {
   w.groups = stored.groups();
   w.book_rows = stored.block_rows;
   w.column_books = stored.column_blocks();
+  w.row_books = stored.row_blocks();
   cut_tiles(stored);
   const int64_t blocks = (w.rows + kCodeRows - 1) / kCodeRows;
   const int64_t sets = stored.row_blocks() * w.column_books * w.books;
@@ -69,7 +70,8 @@ void PackedCodes::cut_tiles(const StoredCodes& stored) {
     const int64_t end = std::min(
         {w.columns, (group + 1) * stored.group, (book + 1) * stored.block_columns, column + most});
     const int64_t lookups = (end - column) / w.dimension * w.books;
-    w.tiles.push_back({column, end - column, lookups, w.block_bytes, group, book});
+    w.tiles.push_back({column, end - column, lookups, w.block_bytes, group, book, w.tables});
+    w.tables += (lookups + 1) / 2 * 2;
     w.block_bytes += w.lookup_bytes(lookups);
     column = end;
   }
