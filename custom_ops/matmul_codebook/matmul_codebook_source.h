@@ -8,7 +8,6 @@
 //                     int32_t* sums);
 //     static Vector madd(Vector, Vector, Vector);  // a * b + c, rounded once where it can be
 //   };
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -25,6 +24,10 @@ using onnxq::kCodeLeast;
 using onnxq::kCodeRows;
 using onnxq::kMostColumns;
 using onnxq::kMostLookups;
+
+// No templates of the standard library here: one compiled for newer CPUs could be the copy that the
+// linker keeps for everyone.
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 constexpr int64_t kChunk = 256;  // tokens for which a panel is decoded once
 
@@ -158,11 +161,11 @@ void multiply(const CodeMatrix& w, const uint8_t* prepared, int64_t tokens, floa
   alignas(64) float sums[kChunk * kCodeRows];
   const int64_t tile_count = static_cast<int64_t>(w.tiles.size());
   for (int64_t first = 0; first < tokens; first += kChunk) {
-    const int64_t count = std::min(kChunk, tokens - first);
+    const int64_t count = least(kChunk, tokens - first);
     const uint8_t* chunk = prepared + first * w.token_bytes();
     for (int64_t row = begin; row < end; row += kCodeRows) {
       const int64_t block = row / kCodeRows;
-      std::fill(sums, sums + count * kCodeRows, 0.0f);
+      std::memset(sums, 0, static_cast<size_t>(count * kCodeRows) * sizeof(float));
       for (int64_t index = 0; index < tile_count; ++index) {
         const CodeTile& tile = w.tiles[static_cast<size_t>(index)];
         decode(w, tile, w.codes + block * w.block_bytes + tile.offset,
@@ -179,7 +182,7 @@ void multiply(const CodeMatrix& w, const uint8_t* prepared, int64_t tokens, floa
                              sums + at * kCodeRows);
         }
       }
-      const int64_t rows = std::min(kCodeRows, end - row);
+      const int64_t rows = least(kCodeRows, end - row);
       for (int64_t token = 0; token < count; ++token) {
         const float scale = scale_of(w, chunk + token * w.token_bytes());
         float* to = y + (first + token) * stride + row;
@@ -194,7 +197,7 @@ void multiply(const CodeMatrix& w, const uint8_t* prepared, int64_t tokens, floa
 void widen(const CodeMatrix& w, const CodeTile& tile, const int8_t* panel, float* wide) {
   const int64_t quads = tile.quads();
   for (int64_t quad = 0; quad < quads; ++quad) {
-    for (int64_t inner = 0; inner < std::min<int64_t>(4, tile.columns - quad * 4); ++inner) {
+    for (int64_t inner = 0; inner < least(4, tile.columns - quad * 4); ++inner) {
       float* to = wide + (quad * 4 + inner) * kCodeRows;
       int32_t whole[kCodeRows] = {};
       for (int64_t book = 0; book < w.books; ++book) {
@@ -245,10 +248,10 @@ void multiply_float(const CodeMatrix& w, const float* a, int64_t tokens, float* 
   alignas(64) float wide[kMostColumns * kCodeRows];
   alignas(64) float sums[kChunk * kCodeRows];
   for (int64_t first = 0; first < tokens; first += kChunk) {
-    const int64_t count = std::min(kChunk, tokens - first);
+    const int64_t count = least(kChunk, tokens - first);
     for (int64_t row = begin; row < end; row += kCodeRows) {
       const int64_t block = row / kCodeRows;
-      std::fill(sums, sums + count * kCodeRows, 0.0f);
+      std::memset(sums, 0, static_cast<size_t>(count * kCodeRows) * sizeof(float));
       for (const CodeTile& tile : w.tiles) {
         decode(w, tile, w.codes + block * w.block_bytes + tile.offset,
                w.codebook + w.book_at(block, tile) * w.entries * w.dimension, panel);
@@ -264,10 +267,10 @@ void multiply_float(const CodeMatrix& w, const float* a, int64_t tokens, float* 
                           sums + at * kCodeRows);
         }
       }
-      const int64_t rows = std::min(kCodeRows, end - row);
+      const int64_t rows = least(kCodeRows, end - row);
       for (int64_t token = 0; token < count; ++token) {
-        std::copy(sums + token * kCodeRows, sums + token * kCodeRows + rows,
-                  y + (first + token) * stride + row);
+        std::memcpy(y + (first + token) * stride + row, sums + token * kCodeRows,
+                    static_cast<size_t>(rows) * sizeof(float));
       }
     }
   }

@@ -23,14 +23,15 @@ inline __m512i entry_products(__m512i sum, const __m512i* a, const int8_t* entri
 }
 
 // Entries lie as pack_tables in stored.cpp says: packing puts them into their order.
-template <int kEntries, int kParts>
+template <int kEntries, int kDimension>
 inline void make_table(const uint8_t* token, const int8_t* entries, const int32_t* offsets,
                        uint8_t* table) {
   const __m512i low = _mm512_set1_epi16(0xff), flip = _mm512_set1_epi8(-128);
+  constexpr int kParts = kDimension == 8 ? 2 : 1;
   __m512i a[kParts];
   for (int part = 0; part < kParts; ++part) {
-    int32_t four;
-    std::memcpy(&four, token + 4 * part, sizeof(four));
+    int32_t four = 0;
+    std::memcpy(&four, token + 4 * part, kDimension < 4 ? kDimension : 4);
     a[part] = _mm512_set1_epi32(four);
   }
   if constexpr (kEntries == 16) {
@@ -174,14 +175,14 @@ void look_up_blocks(const uint8_t* tables, int64_t lookups, const uint8_t* codes
   }
 }
 
-template <int kEntries, int kParts>
+template <int kEntries, int kDimension>
 void make_tables(const CodeMatrix& w, const CodeTile& tile, int64_t book, const uint8_t* token,
                  uint8_t* tables) {
   for (int64_t lookup = 0; lookup < tile.lookups; ++lookup, tables += kTable<kEntries>) {
     const int64_t which = book + lookup % w.books;
-    make_table<kEntries, kParts>(token + tile.column + lookup / w.books * w.dimension,
-                                 w.table_books + which * w.table_bytes(),
-                                 w.table_offsets + which * kEntries, tables);
+    make_table<kEntries, kDimension>(token + tile.column + lookup / w.books * w.dimension,
+                                     w.table_books + which * w.table_bytes(),
+                                     w.table_offsets + which * kEntries, tables);
   }
   if (tile.lookups % Lookup<kEntries>::kCodes) {
     std::memset(tables, 0, kEntries);
@@ -194,8 +195,10 @@ void make_tile(const CodeMatrix& w, const CodeTile& tile, uint8_t* token) {
   for (int64_t row_book = 0; row_book < w.row_books; ++row_book) {
     const int64_t book = w.book_at(row_book * w.book_rows / kCodeRows, tile);
     uint8_t* tables = token + w.tables_at(row_book) + tile.table * kTable<kEntries>;
-    (w.dimension == 8 ? make_tables<kEntries, 2> : make_tables<kEntries, 1>)(w, tile, book, token,
-                                                                             tables);
+    (w.dimension == 8   ? make_tables<kEntries, 8>
+     : w.dimension == 4 ? make_tables<kEntries, 4>
+     : w.dimension == 2 ? make_tables<kEntries, 2>
+                        : make_tables<kEntries, 1>)(w, tile, book, token, tables);
   }
 }
 

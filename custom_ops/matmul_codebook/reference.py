@@ -1,4 +1,4 @@
-"""``MatMulCodebook`` in NumPy and float64."""
+"""What ``onnxq.MatMulCodebook`` computes, in NumPy and float64."""
 
 from __future__ import annotations
 
@@ -7,31 +7,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.custom_ops.matmul_int import rounded_tokens
+
 __all__ = ["matmul_codebook_reference"]
 
 Array = npt.NDArray[Any]
 
-_LEAST = np.float32(2.0**-100)
-
 
 def matmul_codebook_reference(
-    x: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], activation_bits: int
+    a: Array, weight: Array, *, activation_bits: int = 8
 ) -> npt.NDArray[np.float64]:
-    """``x · weightᵀ``, x rounded first where ``activation_bits`` is 8.
+    """A · Wᵀ, tokens rounded to int8 first where ``activation_bits`` is 8.
 
     Args:
-        x: ``[..., columns]``, finite.
+        a: ``[..., columns]``, float32 or float16, finite.
         weight: ``[rows, columns]``: what `CodebookFormat.decode` gives.
-        activation_bits: 8: each token is rounded to the nearest of 255 even steps (ties to even)
-            up to its largest magnitude, which is taken to be 2^-100 at least. 32: x as it is.
+        activation_bits: 8, or 32 for tokens as they are.
 
     Returns:
         ``[..., rows]``.
     """
-    values = x.astype(np.float64)
+    wide = a.astype(np.float64)
     if activation_bits == 8:
-        most = np.maximum(np.abs(x).max(axis=-1, keepdims=True, initial=0), _LEAST)
-        codes = np.rint(x * (np.float32(127) / most))  # in float32, as kernels round
-        values = codes.astype(np.float64) * (most / np.float32(127))
-    product: npt.NDArray[np.float64] = values @ weight.T.astype(np.float64)
+        codes, scales = rounded_tokens(a)
+        wide = codes.astype(np.float64) * scales.astype(np.float64)
+    product: npt.NDArray[np.float64] = wide @ weight.T.astype(np.float64)
     return product
