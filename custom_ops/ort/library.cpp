@@ -21,11 +21,8 @@ CustomOpDomain* domain_of(const Api* api) {
     CustomOpDomain* made = nullptr;
     check(CreateCustomOpDomain(api, "onnxq", &made));
     for (const CustomOp* op : hadamard_ops(api)) check(CustomOpDomain_Add(api, made, op));
-<<<<<<< HEAD
     for (const CustomOp* op : matmul_e8p_ops(api)) check(CustomOpDomain_Add(api, made, op));
-=======
     for (const CustomOp* op : matmul_codebook_ops(api)) check(CustomOpDomain_Add(api, made, op));
->>>>>>> ee749e7 (MatMulCodebook: products with codes of vectors, by tables of bytes or panels of int8)
     for (const CustomOp* op : matmul_int_ops(api)) check(CustomOpDomain_Add(api, made, op));
     for (const CustomOp* op : matmul_ternary_ops(api)) check(CustomOpDomain_Add(api, made, op));
     for (const CustomOp* op : matmul_lut_ops(api)) check(CustomOpDomain_Add(api, made, op));

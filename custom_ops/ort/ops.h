@@ -9,11 +9,8 @@
 namespace onnxq::ort {
 
 std::vector<const CustomOp*> hadamard_ops(const Api* api);
-<<<<<<< HEAD
 std::vector<const CustomOp*> matmul_e8p_ops(const Api* api);
-=======
 std::vector<const CustomOp*> matmul_codebook_ops(const Api* api);
->>>>>>> ee749e7 (MatMulCodebook: products with codes of vectors, by tables of bytes or panels of int8)
 std::vector<const CustomOp*> matmul_int_ops(const Api* api);
 std::vector<const CustomOp*> matmul_ternary_ops(const Api* api);
 std::vector<const CustomOp*> matmul_lut_ops(const Api* api);
