@@ -159,11 +159,7 @@ def _first_book(
 
 def _drawn(values: Floats, count: int, rng: np.random.Generator) -> Floats:
     """Vectors to start from: distinct ones as long as there are enough."""
-    chosen = rng.permutation(len(values))[:count]
-    drawn = values[np.resize(chosen, count)].copy()
-    if len(values) < count:
-        drawn[len(values) :] += rng.standard_normal((count - len(values), 1)).astype(np.float32)
-    return drawn
+    return values[np.resize(rng.permutation(len(values))[:count], count)].copy()
 
 
 def _lloyd(

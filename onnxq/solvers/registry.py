@@ -33,6 +33,7 @@ _NEEDS: Mapping[str, frozenset[Need]] = {
     "gptaq": frozenset({"hessian", "drift"}),
     "coordinate_descent": frozenset({"hessian"}),
     "decoupleq": frozenset({"hessian"}),
+    "beam_search": frozenset({"hessian"}),
     "lnq": frozenset({"hessian"}),
 }
 
