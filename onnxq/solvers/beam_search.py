@@ -5,11 +5,11 @@ by turns:
 
 - *Codes.* With the other columns as they are, the best a run B of columns could be is
   t = ŵ_B + (E H)_B H_BB⁻¹, and what any other vector v costs more is (t − v) H_BB (t − v)ᵀ. With
-  H_BB = L Lᵀ that is the distance of t L and v L: entries, and sums of entries, are searched in books
-  multiplied by L. One book is searched whole; of sums a beam is kept, and codes stay where what it
-  finds is no better. That is the beam search of AQLM (Egiazarian et al., arXiv:2401.06118, section
-  3.2), and with one book the search of GPTVQ (van Baalen et al., arXiv:2402.15319) with errors
-  carried both ways.
+  H_BB = L Lᵀ that is the distance of t L and v L: entries, and sums of entries, are searched in
+  books multiplied by L. One book is searched whole; of sums a beam is kept, and codes stay where
+  what it finds is no better. That is the beam search of AQLM (Egiazarian et al., arXiv:2401.06118,
+  section 3.2), and with one book the search of GPTVQ (van Baalen et al., arXiv:2402.15319) with
+  errors carried both ways.
 - *Books.* All entries at once, by conjugate gradients on the objective; then they are rounded to
   int8 as they are stored, and taken if that is better.
 - *Scales* of whole rows, each in closed form, (w H q) / (q H q) for ŵ = s q.
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.errors import FormatError
 from onnxq.formats import Arrays
 from onnxq.formats.codebook import CodebookFormat
 from onnxq.formats.codebook_grid import stored_books
@@ -77,6 +78,11 @@ def beam_search(
     Raises:
         FormatError: no statistics, statistics of another layer, or a weight that cannot be stored.
     """
+    if not isinstance(fmt, CodebookFormat):
+        raise FormatError(
+            f"beam_search searches codebooks, and {fmt} has none: use a vq_, aq_ or higgs_ format, "
+            "or gptq, which takes every format."
+        )
     weight, hessian = checked_inputs("beam_search", weight, statistics)
     weight, hessian = fmt.checked(to_numpy(weight)), to_numpy(hessian)
     how: dict[str, Any] = {"damping": damping, "order": order, "threads": threads}

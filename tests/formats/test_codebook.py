@@ -1,4 +1,4 @@
-"""Codes of vectors: the arrays mean what they say, and lose as little as is known to be possible."""
+"""Codes of vectors: the arrays mean what they say, and lose as little as was wanted."""
 
 import numpy as np
 import pytest

@@ -102,3 +102,6 @@ def test_the_seed_and_threads_decide_nothing_else():
 def test_without_statistics_it_says_what_to_gather():
     with pytest.raises(FormatError, match="beam_search needs the statistics"):
         beam_search(np.zeros((4, 8), np.float32), parse_format("vq_d4n16"))
+    _, statistics = problem(4, 8)
+    with pytest.raises(FormatError, match="beam_search searches codebooks, and lut2 has none"):
+        beam_search(np.zeros((4, 8), np.float32), parse_format("lut2"), statistics)
