@@ -69,8 +69,8 @@ class QuantizeWeights(Pass):
         accuracy_level: 4 lets MatMulNBits round activations to 8 bits per block; 0 does not.
         solver: how codes are chosen: ``nearest`` and ``easyquant`` need no data; ``gptq``,
             ``gptaq``, ``coordinate_descent``, ``decoupleq``, ``lnq`` and ``beam_search`` need
-            calibration samples; ``adaround``, ``flexround``, ``lrq``, ``discquant`` and ``gsq`` learn
-            through whole blocks, with torch.
+            calibration samples; ``adaround``, ``flexround``, ``lrq``, ``discquant`` and ``gsq``
+            learn through whole blocks, with torch.
         solver_options: options of the solver, e.g. ``{ damping = 0.05 }``; `onnxq solvers` and
             docs/solvers.md list them.
         data_free: name patterns of sites that are rounded to nearest whatever the solver is, such
