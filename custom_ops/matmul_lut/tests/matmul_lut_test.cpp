@@ -193,7 +193,7 @@ bool fuzz_once() {
     std::vector<float> a(static_cast<size_t>(3 * weights.columns()), 1.0f);
     std::vector<float> y(static_cast<size_t>(3 * weights.rows()));
     const auto prepared = lines(weights.prepared_size(3));
-    weights.prepare(a.data(), 0, 3, prepared.get());
+    if (weights.prepared_size(3) > 0) weights.prepare(a.data(), 0, 3, prepared.get());
     weights.multiply(a.data(), prepared.get(), 3, y.data(), weights.rows(), 0, weights.rows());
     return true;
   } catch (const ort::InvalidArgument& error) {
