@@ -3,13 +3,15 @@
 
 #include "hadamard_cuda.h"
 
+extern __shared__ float onnxq_hadamard_row[];
+
 namespace {
 
 constexpr int kThreads = 256;
 
 __global__ void transform_rows(const float* x, float* y, int factor_size, int power,
                                const float* factor, float scale) {
-  extern __shared__ float row[];
+  float* const row = onnxq_hadamard_row;
   const int width = factor_size * power;
   x += static_cast<int64_t>(blockIdx.x) * width;
   y += static_cast<int64_t>(blockIdx.x) * width;
@@ -39,10 +41,10 @@ __global__ void transform_rows(const float* x, float* y, int factor_size, int po
 
 }  // namespace
 
-const char* onnxq::hadamard_on_cuda(const float* x, float* y, int64_t rows, HadamardSize size,
-                                    const float* factor, void* stream) {
+const char* onnxq_hadamard_cuda(const float* x, float* y, int64_t rows, int64_t order,
+                                int64_t power, const float* factor, void* stream) {
   if (rows == 0) return nullptr;
-  const int64_t bytes = size.factor * size.power * static_cast<int64_t>(sizeof(float));
+  const int64_t bytes = order * power * static_cast<int64_t>(sizeof(float));
   int device = 0, most = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) {
@@ -54,11 +56,14 @@ const char* onnxq::hadamard_on_cuda(const float* x, float* y, int64_t rows, Hada
                                  static_cast<int>(bytes));
   }
   if (error == cudaSuccess) {
-    const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(size.power));
-    transform_rows<<<static_cast<unsigned>(rows), kThreads, static_cast<size_t>(bytes),
-                     static_cast<cudaStream_t>(stream)>>>(
-        x, y, static_cast<int>(size.factor), static_cast<int>(size.power), factor, scale);
-    error = cudaGetLastError();
+    const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(power));
+    cudaLaunchConfig_t how = {};
+    how.gridDim = dim3(static_cast<unsigned>(rows));
+    how.blockDim = dim3(kThreads);
+    how.dynamicSmemBytes = static_cast<size_t>(bytes);
+    how.stream = static_cast<cudaStream_t>(stream);
+    error = cudaLaunchKernelEx(&how, transform_rows, x, y, static_cast<int>(order),
+                               static_cast<int>(power), factor, scale);
   }
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

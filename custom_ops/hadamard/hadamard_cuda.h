@@ -1,13 +1,13 @@
 // The transform of hadamard.h on a GPU. Compiled only where nvcc is.
 #pragma once
 
-#include "hadamard.h"
+#include "../matmul/matmul_cuda.h"
 
-namespace onnxq {
+extern "C" {
 
-// Starts y = x * (F (x) S / sqrt(2^k)) on `stream` (a cudaStream_t); all pointers are on the
-// device, and y may be x. Returns null, or what CUDA says is wrong.
-const char* hadamard_on_cuda(const float* x, float* y, int64_t rows, HadamardSize size,
-                             const float* factor, void* stream);
-
-}  // namespace onnxq
+// Starts y = x * (F (x) S / sqrt(power)) on `stream` (a cudaStream_t) for rows of `order` times
+// `power` floats; F is [order, order]. All pointers are on the device, and y may be x. Null, or
+// what is wrong.
+ONNXQ_EXPORT const char* onnxq_hadamard_cuda(const float* x, float* y, int64_t rows, int64_t order,
+                                             int64_t power, const float* factor, void* stream);
+}

@@ -107,8 +107,9 @@ struct HadamardCuda : Typed<ElementType::kFloat> {
     const Tensor x = context.input(0), factor = context.input(1);
     const HadamardSize size = this->size(x, factor);
     const Tensor y = context.output(0, x.shape);
-    const char* error = hadamard_on_cuda(x.as<float>(), y.as<float>(), x.count() / width(), size,
-                                         factor.as<float>(), context.stream());
+    const char* error =
+        onnxq_hadamard_cuda(x.as<float>(), y.as<float>(), x.count() / width(), size.factor,
+                            size.power, factor.as<float>(), context.stream());
     if (error != nullptr) throw std::runtime_error(std::string("Hadamard on CUDA: ") + error);
   }
 };

@@ -1,0 +1,169 @@
+// As much of CUDA as the kernels of onnxq need, on a CPU: the .cu files compile as plain C++ with
+// this folder in front of the include paths, and run a block after the other, each of its threads
+// as a coroutine. Threads that meet at a barrier really wait for each other; one that some never
+// reach ends the program. Speed, and what hardware does below the language, are not tested by this.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+// All threads of a block are coroutines of one thread of the CPU.
+#define __shared__ thread_local
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0 };
+inline const char* cudaGetErrorString(cudaError_t) { return "an error on the CPU"; }
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+inline thread_local dim3 threadIdx, blockIdx, gridDim, blockDim;
+
+namespace cuda_on_cpu {
+
+// Threads that wait until `count` of them are there.
+struct Barrier {
+  unsigned count = 0, arrived = 0, opened = 0;
+};
+
+class Block {
+ public:
+  static constexpr unsigned kLanes = 32;
+
+  Block(unsigned threads, const std::function<void()>& work)
+      : work_(work), warps_(threads / kLanes) {
+    all_.count = threads;
+    for (Barrier& warp : warps_) warp.count = kLanes;
+    slots.resize(threads);
+    for (unsigned at = 0; at < threads; ++at) {
+      threads_.push_back(std::make_unique<Thread>());
+      Thread& thread = *threads_.back();
+      getcontext(&thread.context);
+      thread.stack.resize(kStack);
+      thread.context.uc_stack.ss_sp = thread.stack.data();
+      thread.context.uc_stack.ss_size = kStack;
+      thread.context.uc_link = &scheduler_;
+      makecontext(&thread.context, &Block::enter, 0);
+    }
+  }
+
+  void run() {
+    running = this;
+    for (unsigned left = static_cast<unsigned>(threads_.size()); left > 0;) {
+      const unsigned before = progress_;
+      for (current_ = 0; current_ < threads_.size(); ++current_) {
+        if (threads_[current_]->done) continue;
+        threadIdx = dim3(current_);
+        swapcontext(&scheduler_, &threads_[current_]->context);
+        left -= threads_[current_]->done;
+      }
+      if (progress_ == before) {
+        std::fprintf(stderr, "a barrier is not reached by all threads\n");
+        std::abort();
+      }
+    }
+  }
+
+  void wait_for_all() { wait(all_); }
+  void wait_for_warp() { wait(warps_[threadIdx.x / kLanes]); }
+
+  std::vector<float> slots;  // what lanes show each other
+  static inline thread_local Block* running = nullptr;
+
+ private:
+  static constexpr size_t kStack = 1 << 17;
+  struct Thread {
+    ucontext_t context;
+    std::vector<char> stack;
+    bool done = false;
+  };
+
+  static void enter() {
+    Block& block = *running;
+    block.work_();
+    block.threads_[block.current_]->done = true;
+    ++block.progress_;
+  }
+
+  void wait(Barrier& barrier) {
+    const unsigned me = current_, opened = barrier.opened;
+    if (++barrier.arrived == barrier.count) {
+      barrier.arrived = 0;
+      ++barrier.opened;
+      ++progress_;
+      return;
+    }
+    while (barrier.opened == opened) {
+      swapcontext(&threads_[me]->context, &scheduler_);
+    }
+  }
+
+  const std::function<void()>& work_;
+  std::vector<std::unique_ptr<Thread>> threads_;
+  std::vector<Barrier> warps_;
+  Barrier all_;
+  ucontext_t scheduler_;
+  unsigned current_ = 0, progress_ = 0;
+};
+
+}  // namespace cuda_on_cpu
+
+inline void __syncthreads() { cuda_on_cpu::Block::running->wait_for_all(); }
+
+inline float __shfl_xor_sync(unsigned, float value, int step) {
+  cuda_on_cpu::Block& block = *cuda_on_cpu::Block::running;
+  const unsigned me = threadIdx.x;
+  block.slots[me] = value;
+  block.wait_for_warp();
+  const float other = block.slots[me ^ static_cast<unsigned>(step)];
+  block.wait_for_warp();
+  return other;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* how, void (*kernel)(Parameters...),
+                               const Arguments&... arguments) {
+  gridDim = how->gridDim;
+  blockDim = how->blockDim;
+  for (unsigned y = 0; y < how->gridDim.y; ++y) {
+    for (unsigned x = 0; x < how->gridDim.x; ++x) {
+      blockIdx = dim3(x, y);
+      cuda_on_cpu::Block(how->blockDim.x, [&] { kernel(arguments...); }).run();
+    }
+  }
+  return cudaSuccess;
+}
+
+// What a launch of the transform asks of a device (hadamard_cuda.cu).
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  return *value = 227 * 1024, cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
