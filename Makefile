@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 EXTRAS := cpu,torch,hf,gguf,genai,media,plots,dev
 NATIVE := $(shell find custom_ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name CMakeLists.txt)
 
-.PHONY: setup demo test slow lint wheel-smoke results docs clean
+.PHONY: setup demo test slow test-arm test-gpu lint wheel-smoke results docs clean
 
 setup: $(VENV)/.installed
 
@@ -25,6 +25,16 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# the kernels of 64-bit ARM, cross-compiled by Debian's compiler, under QEMU
+test-arm: setup
+	if ! command -v aarch64-linux-gnu-g++ || ! command -v qemu-aarch64-static; then \
+	  apt-get install -y g++-aarch64-linux-gnu qemu-user-static; fi
+	$(BIN)/python -m pytest -m slow tests/custom_ops/test_arm.py
+
+# the CUDA kernels, checked and timed on the first GPU
+test-gpu: setup
+	$(BIN)/python -m tests.bench gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -3,16 +3,25 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace onnxq {
 namespace {
 
+#ifdef __aarch64__
+constexpr const char* kNames[] = {"generic", "dot", "i8mm"};
+#else
 constexpr const char* kNames[] = {"generic", "avx2", "avx512", "vnni", "amx"};
+#endif
 
 #ifdef __x86_64__
 bool has_amx() {
@@ -38,6 +47,23 @@ Instructions found() {
   if (!vnni) return Instructions::kAvx512;
   return has_amx() ? Instructions::kAmx : Instructions::kVnni;
 }
+#elif defined(__aarch64__) && defined(__linux__)
+Instructions found() {
+  constexpr unsigned long kDotProducts = 1ul << 20, kMatrixProducts = 1ul << 13;
+  if ((getauxval(AT_HWCAP) & kDotProducts) == 0) return Instructions::kGeneric;
+  const bool has_matrices = (getauxval(AT_HWCAP2) & kMatrixProducts) != 0;
+  return has_matrices ? Instructions::kI8mm : Instructions::kDot;
+}
+#elif defined(__aarch64__) && defined(__APPLE__)
+Instructions found() {
+  const auto has = [](const char* feature) {
+    int value = 0;
+    size_t size = sizeof(value);
+    return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  if (!has("hw.optional.arm.FEAT_DotProd")) return Instructions::kGeneric;
+  return has("hw.optional.arm.FEAT_I8MM") ? Instructions::kI8mm : Instructions::kDot;
+}
 #else
 Instructions found() { return Instructions::kGeneric; }
 #endif
@@ -58,7 +84,7 @@ Instructions instructions() {
   static const Instructions best = found();
   const char* cap = std::getenv("ONNXQ_INSTRUCTIONS");
   if (cap == nullptr) return best;
-  for (int index = 0; index < 5; ++index) {
+  for (int index = 0; index < static_cast<int>(std::size(kNames)); ++index) {
     if (std::strcmp(cap, kNames[index]) == 0) {
       return std::min(best, static_cast<Instructions>(index));
     }

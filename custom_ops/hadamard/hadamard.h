@@ -32,5 +32,6 @@ const HadamardKernels& hadamard_kernels();          // the best one this CPU has
 const HadamardKernels* hadamard_kernels_generic();  // the baseline of the architecture
 const HadamardKernels* hadamard_kernels_avx2();     // null where not compiled or the CPU lacks it
 const HadamardKernels* hadamard_kernels_avx512();
+const HadamardKernels* hadamard_kernels_neon();
 
 }  // namespace onnxq

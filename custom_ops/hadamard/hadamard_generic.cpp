@@ -81,6 +81,7 @@ const HadamardKernels& hadamard_kernels() {
   static const HadamardKernels* const chosen = [] {
     if (const HadamardKernels* kernels = hadamard_kernels_avx512()) return kernels;
     if (const HadamardKernels* kernels = hadamard_kernels_avx2()) return kernels;
+    if (const HadamardKernels* kernels = hadamard_kernels_neon()) return kernels;
     return hadamard_kernels_generic();
   }();
   return *chosen;

@@ -11,7 +11,7 @@ const HadamardKernels* named(const std::string& name) {
   if (name.empty()) return &onnxq::hadamard_kernels();
   for (const HadamardKernels* kernels :
        {onnxq::hadamard_kernels_avx512(), onnxq::hadamard_kernels_avx2(),
-        onnxq::hadamard_kernels_generic()}) {
+        onnxq::hadamard_kernels_neon(), onnxq::hadamard_kernels_generic()}) {
     if (kernels && name == kernels->name) return kernels;
   }
   return nullptr;
@@ -60,7 +60,7 @@ nb::list hadamard_instruction_sets() {
   nb::list names;
   for (const HadamardKernels* kernels :
        {onnxq::hadamard_kernels_avx512(), onnxq::hadamard_kernels_avx2(),
-        onnxq::hadamard_kernels_generic()}) {
+        onnxq::hadamard_kernels_neon(), onnxq::hadamard_kernels_generic()}) {
     if (kernels) names.append(kernels->name);
   }
   return names;

@@ -15,7 +15,7 @@ struct Single {
   static Vector subtract(Vector a, Vector b) { return a - b; }
   static Vector multiply(Vector a, Vector b) { return a * b; }
   static Vector multiply_add(Vector a, Vector b, Vector sum) {
-#ifdef __FMA__
+#if defined(__FMA__) || defined(ONNXQ_FUSED)
     return __builtin_fmaf(a, b, sum);
 #else
     return a * b + sum;

@@ -1,4 +1,4 @@
-onnxq_kernels(hadamard_avx2.cpp hadamard_avx512.cpp hadamard_generic.cpp)
+onnxq_kernels(hadamard_avx2.cpp hadamard_avx512.cpp hadamard_generic.cpp hadamard_neon.cpp)
 onnxq_operator(hadamard_ort.cpp)
 onnxq_python(hadamard_python.cpp)
 onnxq_compile(avx2 hadamard_avx2.cpp)

@@ -78,6 +78,12 @@ ONNXQ_DEVICE Value read(const Value* from) {
 #endif
 }
 
+// Number `at` of an array of float16 or float32.
+ONNXQ_DEVICE float number(const void* from, bool is_half, int64_t at) {
+  if (is_half) return half_value(read(static_cast<const uint16_t*>(from) + at));
+  return read(static_cast<const float*>(from) + at);
+}
+
 // Eight codes of kBits bits each, 1 to 8, from the byte on where they begin; with kBits = 0 their
 // number of bits is known only as it runs. Nothing is read at or behind `end`, where codes are 0.
 template <int kBits>

@@ -96,25 +96,22 @@ class Prepared {
   void* data_ = nullptr;
 };
 
+// The types of A and of the arrays behind it.
+template <class Weights, ElementType kType>
+struct MatMulInputs {
+  constexpr ElementType operator[](size_t index) const {
+    return index == 0 ? kType : Weights::kArrays[index - 1];
+  }
+  constexpr size_t size() const { return std::size(Weights::kArrays) + 1; }
+};
+
 template <class Weights, ElementType kType>
 class MatMul {
  public:
   static constexpr const char *kName = Weights::kName, *kProvider = nullptr;
   static constexpr bool kInPlace = false;
   static constexpr size_t kArrayCount = std::size(Weights::kArrays);
-  struct Inputs {
-    ElementType type[kArrayCount + 1];
-    constexpr ElementType operator[](size_t index) const { return type[index]; }
-    constexpr size_t size() const { return kArrayCount + 1; }
-  };
-  static constexpr Inputs kInputs = [] {
-    Inputs inputs{};
-    inputs.type[0] = kType;
-    for (size_t index = 0; index < kArrayCount; ++index) {
-      inputs.type[index + 1] = Weights::kArrays[index];
-    }
-    return inputs;
-  }();
+  static constexpr MatMulInputs<Weights, kType> kInputs{};
   static constexpr ElementType kOutputs[] = {kType};
 
   static void infer(const Shapes& shapes) { shapes.last_axis(0, 0, "rows"); }

@@ -79,5 +79,7 @@ const IntKernels* int_kernels_avx2();     // null where not compiled
 const IntKernels* int_kernels_avx512();
 const IntKernels* int_kernels_vnni();
 const IntKernels* int_kernels_amx();
+const IntKernels* int_kernels_dot();
+const IntKernels* int_kernels_i8mm();
 
 }  // namespace onnxq

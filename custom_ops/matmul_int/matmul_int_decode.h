@@ -26,8 +26,8 @@ struct IntWeight : onnxq_int {
   ONNXQ_DEVICE void load(Shared&, int, int) const {}
 
   ONNXQ_DEVICE float scale(int64_t row, int64_t g) const {
-    const float scale =
-        read(scales + (scale_rows == 1 ? 0 : row) * scale_groups + (scale_groups == 1 ? 0 : g));
+    const float scale = number(
+        scales, is_half, (scale_rows == 1 ? 0 : row) * scale_groups + (scale_groups == 1 ? 0 : g));
     return ratios == nullptr ? scale : scale * static_cast<float>(read(ratios + row * groups + g));
   }
 

@@ -148,7 +148,7 @@ const IntKernels& int_kernels_generic() {
 }
 
 const IntKernels& int_kernels() {
-  const IntKernels* kernels = nullptr;
+  const IntKernels *kernels = nullptr, *arm = nullptr;
   switch (instructions()) {
     case Instructions::kAmx:
       kernels = int_kernels_amx();
@@ -158,13 +158,16 @@ const IntKernels& int_kernels() {
       break;
     case Instructions::kAvx512:
       kernels = int_kernels_avx512();
+      arm = int_kernels_i8mm();
       break;
     case Instructions::kAvx2:
       kernels = int_kernels_avx2();
+      arm = int_kernels_dot();
       break;
     case Instructions::kGeneric:
       break;
   }
+  if (kernels == nullptr) kernels = arm;
   return kernels != nullptr ? *kernels : int_kernels_generic();
 }
 

@@ -20,6 +20,9 @@ CustomOpDomain* domain_of(const Api* api) {
   if (domain == nullptr) {
     CustomOpDomain* made = nullptr;
     check(CreateCustomOpDomain(api, "onnxq", &made));
+#ifdef ONNXQ_CUDA
+    for (const CustomOp* op : matmul_cuda_ops(api)) check(CustomOpDomain_Add(api, made, op));
+#endif
     for (const CustomOp* op : hadamard_ops(api)) check(CustomOpDomain_Add(api, made, op));
     for (const CustomOp* op : matmul_e8p_ops(api)) check(CustomOpDomain_Add(api, made, op));
     for (const CustomOp* op : matmul_codebook_ops(api)) check(CustomOpDomain_Add(api, made, op));

@@ -16,4 +16,7 @@ std::vector<const CustomOp*> matmul_ternary_ops(const Api* api);
 std::vector<const CustomOp*> matmul_lut_ops(const Api* api);
 std::vector<const CustomOp*> matmul_trellis_ops(const Api* api);
 
+// Those of matrix products on CUDA, in a library that has them.
+std::vector<const CustomOp*> matmul_cuda_ops(const Api* api);
+
 }  // namespace onnxq::ort

@@ -14,6 +14,8 @@ from onnxq.formats import Format, parse_format
 from onnxq.formats.codebook import CodebookFormat
 from onnxq.formats.e8p import E8pFormat
 from onnxq.formats.lut import LutFormat
+from onnxq.formats.ternary import TernaryFormat
+from onnxq.formats.ternary import TernaryFormat
 from onnxq.formats.trellis import TrellisFormat
 from onnxq.formats.uniform import IntFormat
 
@@ -40,7 +42,7 @@ def _struct(name, pointers, longs, ints):
 
 
 Int = _struct(
-    "Int", "codes scales ratios zeros", "group scale_rows scale_groups zero_rows", "bits is_signed"
+    "Int", "codes scales ratios zeros", "group scale_rows scale_groups zero_rows", "bits is_signed is_half"
 )
 Lut = _struct(
     "Lut", "codes lut scales", "group lut_rows lut_groups scale_rows scale_groups", "bits is_half"
@@ -52,6 +54,8 @@ Codebook = _struct(
     "dimension code_bits books",
 )
 E8p = _struct("E8p", "codes scales", "scale_rows", "bits")
+Ternary = _struct("Ternary", "codes scales", "group scale_rows", "planes is_half")
+Ternary = _struct("Ternary", "codes scales", "group scale_rows", "planes is_half")
 Trellis = _struct("Trellis", "codes scales", "scale_rows", "step_bits state_bits code")
 
 
@@ -59,9 +63,8 @@ def _stored(fmt: Format, packed, shape):
     """The name of the operator, its struct without pointers, and the arrays that it points to."""
     columns = shape[1]
     if isinstance(fmt, IntFormat):
-        arrays = {**packed, "scales": packed["scales"].astype(np.float32)}
-        zeros = arrays.get("zeros")
-        down, across = arrays["scales"].shape
+        zeros = packed.get("zeros")
+        down, across = packed["scales"].shape
         numbers = Int(
             group=min(fmt.group_size(columns), columns),
             scale_rows=down,
@@ -69,8 +72,9 @@ def _stored(fmt: Format, packed, shape):
             zero_rows=1 if zeros is None else len(zeros),
             bits=fmt.bits,
             is_signed=fmt.symmetric,
+            is_half=packed["scales"].dtype == np.float16,
         )
-        return "int", numbers, arrays
+        return "int", numbers, packed
     if isinstance(fmt, LutFormat):
         lut, scales = packed["lut"], packed["scales"]
         numbers = Lut(
@@ -98,6 +102,22 @@ def _stored(fmt: Format, packed, shape):
         return "codebook", numbers, packed
     if isinstance(fmt, E8pFormat):
         return "e8p", E8p(scale_rows=scale_rows, bits=fmt.bits), packed
+    if isinstance(fmt, TernaryFormat):
+        numbers = Ternary(
+            group=fmt.group_size(columns),
+            scale_rows=scale_rows,
+            planes=fmt.planes,
+            is_half=packed["scales"].dtype == np.float16,
+        )
+        return "ternary", numbers, packed
+    if isinstance(fmt, TernaryFormat):
+        numbers = Ternary(
+            group=fmt.group_size(columns),
+            scale_rows=scale_rows,
+            planes=fmt.planes,
+            is_half=packed["scales"].dtype == np.float16,
+        )
+        return "ternary", numbers, packed
     if isinstance(fmt, TrellisFormat):
         numbers = Trellis(
             scale_rows=scale_rows,

@@ -18,7 +18,7 @@ def compiler() -> str | None:
 
 def build(folder: Path, *more: Path, options=()) -> Path:
     """A library of all kernels, and of ``more`` C++ files."""
-    options = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", *options]
+    options = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", *options]
     command = [compiler(), *options, "-x", "c++", f"-I{SHIM}", "-c"]
     sources = [*sorted(SOURCE.glob("*/*_cuda.cu")), SHIM / "memory.cpp", *more]
     objects = [folder / f"{source.stem}.o" for source in sources]

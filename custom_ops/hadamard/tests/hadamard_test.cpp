@@ -51,7 +51,7 @@ void test_transform(int64_t rows, HadamardSize size) {
   std::vector<float> plain, fused;
   for (const HadamardKernels* kernels :
        {onnxq::hadamard_kernels_generic(), onnxq::hadamard_kernels_avx2(),
-        onnxq::hadamard_kernels_avx512()}) {
+        onnxq::hadamard_kernels_avx512(), onnxq::hadamard_kernels_neon()}) {
     if (!kernels) continue;
     const auto check = [&](bool holds, const char* what) {
       expect(holds, what, kernels->name, size.factor, size.power);
@@ -82,7 +82,7 @@ void test_halves(int64_t count) {
   }
   for (const HadamardKernels* kernels :
        {onnxq::hadamard_kernels_generic(), onnxq::hadamard_kernels_avx2(),
-        onnxq::hadamard_kernels_avx512()}) {
+        onnxq::hadamard_kernels_avx512(), onnxq::hadamard_kernels_neon()}) {
     if (!kernels) continue;
     kernels->widen(every.data(), singles.data(), 65536);
     kernels->narrow(singles.data(), back.data(), 65536);

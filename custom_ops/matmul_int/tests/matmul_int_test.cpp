@@ -48,6 +48,8 @@ std::vector<const IntKernels*> all_kernels() {
   add(Instructions::kAvx512, int_kernels_avx512());
   add(Instructions::kVnni, int_kernels_vnni());
   add(Instructions::kAmx, int_kernels_amx());
+  add(Instructions::kDot, int_kernels_dot());
+  add(Instructions::kI8mm, int_kernels_i8mm());
   return found;
 }
 

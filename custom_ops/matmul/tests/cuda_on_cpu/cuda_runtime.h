@@ -4,6 +4,7 @@
 // reach ends the program. Speed, and what hardware does below the language, are not tested by this.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -48,36 +49,36 @@ struct Barrier {
   unsigned count = 0, arrived = 0, opened = 0;
 };
 
+// A block of threads, which runs as often as there are positions in the grid.
 class Block {
  public:
   static constexpr unsigned kLanes = 32;
 
   Block(unsigned threads, const std::function<void()>& work)
-      : work_(work), warps_(threads / kLanes) {
+      : threads_(threads), work_(work), warps_(threads / kLanes) {
     all_.count = threads;
     for (Barrier& warp : warps_) warp.count = kLanes;
     slots.resize(threads);
-    for (unsigned at = 0; at < threads; ++at) {
-      threads_.push_back(std::make_unique<Thread>());
-      Thread& thread = *threads_.back();
-      getcontext(&thread.context);
-      thread.stack.resize(kStack);
-      thread.context.uc_stack.ss_sp = thread.stack.data();
-      thread.context.uc_stack.ss_size = kStack;
-      thread.context.uc_link = &scheduler_;
-      makecontext(&thread.context, &Block::enter, 0);
-    }
+    for (Thread& thread : threads_) thread.stack.reset(new char[kStack]);
   }
 
   void run() {
     running = this;
+    for (Thread& thread : threads_) {
+      getcontext(&thread.context);
+      thread.context.uc_stack.ss_sp = thread.stack.get();
+      thread.context.uc_stack.ss_size = kStack;
+      thread.context.uc_link = nullptr;
+      thread.is_started = thread.done = false;
+      makecontext(&thread.context, &Block::enter, 0);
+    }
     for (unsigned left = static_cast<unsigned>(threads_.size()); left > 0;) {
       const unsigned before = progress_;
       for (current_ = 0; current_ < threads_.size(); ++current_) {
-        if (threads_[current_]->done) continue;
+        if (threads_[current_].done) continue;
         threadIdx = dim3(current_);
-        swapcontext(&scheduler_, &threads_[current_]->context);
-        left -= threads_[current_]->done;
+        go_on(threads_[current_]);
+        left -= threads_[current_].done;
       }
       if (progress_ == before) {
         std::fprintf(stderr, "a barrier is not reached by all threads\n");
@@ -95,16 +96,26 @@ class Block {
  private:
   static constexpr size_t kStack = 1 << 17;
   struct Thread {
-    ucontext_t context;
-    std::vector<char> stack;
-    bool done = false;
+    ucontext_t context;  // of its start; where it waits later on
+    jmp_buf waiting;
+    std::unique_ptr<char[]> stack;
+    bool is_started, done;
   };
 
   static void enter() {
     Block& block = *running;
     block.work_();
-    block.threads_[block.current_]->done = true;
+    block.threads_[block.current_].done = true;
     ++block.progress_;
+    _longjmp(block.scheduler_, 1);
+  }
+
+  // Jumps rather than exchanges of contexts, which ask the kernel for signals each time.
+  void go_on(Thread& thread) {
+    if (_setjmp(scheduler_) != 0) return;
+    if (thread.is_started) _longjmp(thread.waiting, 1);
+    thread.is_started = true;
+    setcontext(&thread.context);
   }
 
   void wait(Barrier& barrier) {
@@ -116,15 +127,15 @@ class Block {
       return;
     }
     while (barrier.opened == opened) {
-      swapcontext(&threads_[me]->context, &scheduler_);
+      if (_setjmp(threads_[me].waiting) == 0) _longjmp(scheduler_, 1);
     }
   }
 
+  std::vector<Thread> threads_;
   const std::function<void()>& work_;
-  std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<Barrier> warps_;
   Barrier all_;
-  ucontext_t scheduler_;
+  jmp_buf scheduler_;
   unsigned current_ = 0, progress_ = 0;
 };
 
@@ -147,10 +158,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* how, void (*kernel)(Par
                                const Arguments&... arguments) {
   gridDim = how->gridDim;
   blockDim = how->blockDim;
+  const std::function<void()> work = [&] { kernel(arguments...); };
+  cuda_on_cpu::Block block(how->blockDim.x, work);
   for (unsigned y = 0; y < how->gridDim.y; ++y) {
     for (unsigned x = 0; x < how->gridDim.x; ++x) {
       blockIdx = dim3(x, y);
-      cuda_on_cpu::Block(how->blockDim.x, [&] { kernel(arguments...); }).run();
+      block.run();
     }
   }
   return cudaSuccess;
