@@ -1,7 +1,7 @@
 """The kernels on 64-bit ARM: the drivers of the sanitizer builds, cross-compiled, under QEMU.
 
-Each driver compares every instruction set that the CPU has with the generic one; QEMU's CPUs are one
-with products of bytes, one with matrix products too, and one with neither.
+Each driver compares every instruction set that the CPU has with the generic one; of QEMU's CPUs one
+has products of bytes, one matrix products too, and one neither.
 """
 
 import shutil

@@ -10,10 +10,22 @@ import platform
 import numpy as np
 import pytest
 
+from onnxq.custom_ops.catalog import spec_of
 from onnxq.custom_ops.hadamard import hadamard_reference
+from onnxq.formats import parse_format
+from onnxq.runtime import operators
+from tests.custom_ops.matmul_cases import one_node_model, run
 from tests.gpu import on_cpu
-from tests.gpu.kernels import Kernels, Weight
-from tests.gpu.matmul_checks import FORMATS, TOKENS, check_codes, check_products, draw, shape_of
+from tests.gpu.kernels import Kernels, Weight, rounded
+from tests.gpu.matmul_checks import (
+    FORMATS,
+    TOKENS,
+    bound,
+    check_codes,
+    check_products,
+    draw,
+    shape_of,
+)
 
 pytestmark = pytest.mark.skipif(
     on_cpu.compiler() is None or platform.system() != "Linux",
@@ -59,6 +71,38 @@ def test_hadamard_rows_are_those_of_the_reference(kernels, order, power):
     wanted = hadamard_reference(x.astype(np.float64), factor.astype(np.float64), order * power)
     found = kernels.hadamard(x, factor)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2.0**-24 * order * power)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_operators_give_the_kernels_what_the_file_holds(fmt, kernels, monkeypatch):
+    shape = shape_of(fmt)
+    fmt = parse_format(fmt)
+    spec = spec_of(fmt, shape)
+    if isinstance(spec, str):
+        pytest.skip(spec)
+    weight = draw(*shape)
+    arrays = fmt.encode(weight)
+    stored = spec.stored(fmt.pack(arrays))
+    model = one_node_model(spec, fmt, stored, shape)
+    monkeypatch.setattr(operators, "_library", lambda: kernels.path)
+    bits = spec.attributes(fmt, shape)["activation_bits"]
+    span = 128 if spec.name == "MatMulLut" else 0
+    a = draw(3, shape[1])
+    seen = a.astype(np.float64) if bits == 32 else rounded(a, span)
+    decoded = fmt.decode(arrays).astype(np.float64)
+    off = np.abs(run(model, a) - seen @ decoded.T)
+    assert (off <= bound(seen, decoded, np.float32, 3)).all()
+
+
+def test_wrong_arrays_are_refused_with_a_sentence(kernels, monkeypatch):
+    fmt = parse_format("int4_g32_asym")
+    spec, shape = spec_of(fmt, (5, 64)), (5, 64)
+    stored = spec.stored(fmt.pack(fmt.encode(draw(*shape))))
+    monkeypatch.setattr(operators, "_library", lambda: kernels.path)
+    for name in ("codes", "scales", "zeros"):
+        cut = {**stored, name: stored[name][:, :-1].repeat(2, axis=0)}
+        with pytest.raises(Exception, match=f"MatMulInt: {name} has shape"):
+            run(one_node_model(spec, fmt, cut, shape), draw(1, 64))
 
 
 def test_what_a_kernel_cannot_do_is_said(kernels):

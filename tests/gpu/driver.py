@@ -24,7 +24,9 @@ class Gpu:
             raise NoGpu(f"there is no NVIDIA driver here ({error}), so nothing can run.") from error
         count = ctypes.c_int()
         if self._cuda.cuInit(0) != 0 or self._cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
-            raise NoGpu("NVIDIA's driver is here and does not start: is a GPU given to this machine?")
+            raise NoGpu(
+                "NVIDIA's driver is here and does not start: is a GPU given to this machine?"
+            )
         if count.value == 0:
             raise NoGpu("NVIDIA's driver is here and finds no GPU.")
         self._device, context = ctypes.c_int(), ctypes.c_void_p()

@@ -15,7 +15,6 @@ from onnxq.formats.codebook import CodebookFormat
 from onnxq.formats.e8p import E8pFormat
 from onnxq.formats.lut import LutFormat
 from onnxq.formats.ternary import TernaryFormat
-from onnxq.formats.ternary import TernaryFormat
 from onnxq.formats.trellis import TrellisFormat
 from onnxq.formats.uniform import IntFormat
 
@@ -42,7 +41,10 @@ def _struct(name, pointers, longs, ints):
 
 
 Int = _struct(
-    "Int", "codes scales ratios zeros", "group scale_rows scale_groups zero_rows", "bits is_signed is_half"
+    "Int",
+    "codes scales ratios zeros",
+    "group scale_rows scale_groups zero_rows",
+    "bits is_signed is_half",
 )
 Lut = _struct(
     "Lut", "codes lut scales", "group lut_rows lut_groups scale_rows scale_groups", "bits is_half"
@@ -54,7 +56,6 @@ Codebook = _struct(
     "dimension code_bits books",
 )
 E8p = _struct("E8p", "codes scales", "scale_rows", "bits")
-Ternary = _struct("Ternary", "codes scales", "group scale_rows", "planes is_half")
 Ternary = _struct("Ternary", "codes scales", "group scale_rows", "planes is_half")
 Trellis = _struct("Trellis", "codes scales", "scale_rows", "step_bits state_bits code")
 
@@ -110,14 +111,6 @@ def _stored(fmt: Format, packed, shape):
             is_half=packed["scales"].dtype == np.float16,
         )
         return "ternary", numbers, packed
-    if isinstance(fmt, TernaryFormat):
-        numbers = Ternary(
-            group=fmt.group_size(columns),
-            scale_rows=scale_rows,
-            planes=fmt.planes,
-            is_half=packed["scales"].dtype == np.float16,
-        )
-        return "ternary", numbers, packed
     if isinstance(fmt, TrellisFormat):
         numbers = Trellis(
             scale_rows=scale_rows,
@@ -132,12 +125,12 @@ def _stored(fmt: Format, packed, shape):
 class Kernels:
     """A library of kernels, and the memory that they work in.
 
-    ``memory`` has ``put(array)``, the address of a copy; ``get(address, shape, dtype)``, which waits
-    for what runs; and ``free(address)``.
+    ``memory`` has ``put(array)``, the address of a copy, ``get(address, shape, dtype)``, which
+    waits for what runs, and ``free(address)``.
     """
 
     def __init__(self, library: Path, memory) -> None:
-        self.library, self.memory = ctypes.CDLL(str(library)), memory
+        self.path, self.library, self.memory = library, ctypes.CDLL(str(library)), memory
 
     def product(self, name, numbers, call) -> None:
         """Start ``onnxq_matmul_<name>_cuda``.

@@ -38,10 +38,6 @@ FORMATS = (
     "ternary_g12_f16",
     "ternary2_tensor",
     "ternary2_g64",
-    "ternary",
-    "ternary_g12_f16",
-    "ternary2_tensor",
-    "ternary2_g64",
     "trellis1_1mad_l10",
     "trellis2_1mad",
     "trellis3_3inst",
@@ -94,7 +90,7 @@ def bound(a, decoded, dtype, tokens):
 
 
 def check_products(weight: Weight, tokens: int, dtype, activation_bits: int, seed=1) -> None:
-    """Products are those of float64, as far as the numbers that are multiplied can be told apart."""
+    """Products are those of float64, up to the rounding of what is multiplied."""
     a = draw(tokens, weight.shape[1], seed=seed).astype(dtype)
     a[-1] *= dtype(0.01)
     seen = a.astype(np.float64) if activation_bits == 32 else rounded(a, weight.span)

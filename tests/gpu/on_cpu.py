@@ -16,11 +16,14 @@ def compiler() -> str | None:
     return next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
 
 
-def build(folder: Path, *more: Path, options=()) -> Path:
-    """A library of all kernels, and of ``more`` C++ files."""
-    options = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", *options]
-    command = [compiler(), *options, "-x", "c++", f"-I{SHIM}", "-c"]
-    sources = [*sorted(SOURCE.glob("*/*_cuda.cu")), SHIM / "memory.cpp", *more]
+def build(folder: Path) -> Path:
+    """A library of all kernels, and of the operators of ONNX Runtime on them."""
+    options = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+    command = [compiler(), *options, "-x", "c++", f"-I{SHIM}", "-DONNXQ_CUDA_ON_CPU", "-c"]
+    sources = [
+        path for kind in ("*_cuda.cu", "*_cuda_ort.cpp") for path in SOURCE.glob(f"*/{kind}")
+    ]
+    sources += SHIM.glob("*.cpp")
     objects = [folder / f"{source.stem}.o" for source in sources]
     waiting = list(zip(sources, objects, strict=True))
     while waiting:  # two at a time
@@ -28,7 +31,8 @@ def build(folder: Path, *more: Path, options=()) -> Path:
         running = [
             subprocess.Popen([*command, str(source), "-o", str(target)]) for source, target in pair
         ]
-        if any([process.wait() for process in running]):
+        failed = [process.wait() for process in running]
+        if any(failed):
             raise RuntimeError(f"{pair} did not compile")
     library = folder / "cuda_on_cpu.so"
     subprocess.run([compiler(), "-shared", *map(str, objects), "-o", str(library)], check=True)
