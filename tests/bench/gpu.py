@@ -36,6 +36,7 @@ FORMATS = (
     "ternary",
     "trellis2_1mad",
     "trellis4_3inst",
+    "trellis2_hyb",
 )
 SHAPES = ((4096, 4096), (11008, 4096), (576, 1536))
 TOKENS = (1, 8, 128, 1024)

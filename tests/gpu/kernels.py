@@ -17,6 +17,7 @@ from onnxq.formats.lut import LutFormat
 from onnxq.formats.ternary import TernaryFormat
 from onnxq.formats.trellis import TrellisFormat
 from onnxq.formats.uniform import IntFormat
+from onnxq.numerics.trellis import CODES
 
 SPAN_OF_LUT = 128  # columns that share a scale of activations (MatMulLut)
 
@@ -116,7 +117,7 @@ def _stored(fmt: Format, packed, shape):
             scale_rows=scale_rows,
             step_bits=fmt.trellis.step_bits,
             state_bits=fmt.state_bits,
-            code=("1mad", "3inst").index(fmt.code),
+            code=list(CODES).index(fmt.code),
         )
         return "trellis", numbers, packed
     raise TypeError(f"no kernel of CUDA multiplies with {fmt}")

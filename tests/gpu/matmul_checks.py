@@ -42,6 +42,9 @@ FORMATS = (
     "trellis2_1mad",
     "trellis3_3inst",
     "trellis4_3inst_tensor",
+    "trellis2_hyb",
+    "trellis2.5_hyb",
+    "trellis4_hyb_l14",
 )
 TOKENS = (1, 2, 7, 128)
 
