@@ -91,7 +91,7 @@ struct LutCuda {
   static onnxq_lut stored(const Attributes& attributes, const Shape& shape,
                           const std::vector<Tensor>& arrays) {
     onnxq_lut stored{};
-    stored.bits = small(attributes, "bits", 2, 4);
+    stored.bits = small(attributes, "bits", 1, 4);
     stored.is_half = kTable == ElementType::kFloat16;
     stored.group = attributes.integer("group", 1, kMaxSize);
     const int64_t groups = whole(shape.columns, stored.group);

@@ -227,6 +227,6 @@ MATMUL_E8P = OperatorSpec(
         activations stay in float32, which is slower. In memory a weight takes the bits that it is
         stored in: with AVX-512 VNNI one or two rounded tokens are multiplied from masks of bits,
         without decoding to bytes; more tokens, and other kernels, decode a few rows at a time.""",
-    kernels=("any CPU", "AVX2", "AVX-512", "AVX-512 VNNI"),
+    kernels=("any CPU", "AVX2", "AVX-512", "AVX-512 VNNI", "CUDA"),
     refusal=_refusal,
 )

@@ -156,7 +156,16 @@ MATMUL_INT = OperatorSpec(
         token. Products are summed exactly in int32, over a group, or over a whole row where scales
         are of two levels (`int4_g128_two`), which is the faster of the two for many tokens. Scales
         are float32 or float16; `ratios` and `zeros` that a format lacks are [1, 1], of 1 and 0.""",
-    kernels=("any CPU", "AVX2", "AVX-512", "AVX-512 VNNI", "AMX"),
+    kernels=(
+        "any CPU",
+        "AVX2",
+        "AVX-512",
+        "AVX-512 VNNI",
+        "AMX",
+        "NEON dot product",
+        "NEON i8mm",
+        "CUDA",
+    ),
     refusal=_refusal,
     placeholders={"ratios": np.ones((1, 1), np.int8), "zeros": np.zeros((1, 1), np.uint8)},
 )

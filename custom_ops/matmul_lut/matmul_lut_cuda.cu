@@ -3,7 +3,7 @@
 
 const char* onnxq_matmul_lut_cuda(const onnxq_matmul* call, const onnxq_lut* weight, void* stream) {
   using namespace onnxq::cuda;
-  if (weight->bits < 2 || weight->bits > 4) return "tables have codes of 2, 3 or 4 bits";
+  if (weight->bits < 1 || weight->bits > 4) return "tables have codes of 1 to 4 bits";
   if (weight->group < 1) return "a group has no columns";
   const auto few = [&](auto bits) {
     return multiply_few_tokens(*call, LutWeight<decltype(bits)::value>(*weight, *call), stream);
@@ -14,7 +14,9 @@ const char* onnxq_matmul_lut_cuda(const onnxq_matmul* call, const onnxq_lut* wei
       return few(Bits<2>{});
     case 3:
       return few(Bits<3>{});
-    default:
+    case 4:
       return few(Bits<4>{});
+    default:
+      return few(Bits<0>{});
   }
 }

@@ -114,6 +114,15 @@ MATMUL_TERNARY = OperatorSpec(
         rounded to int8 inside, one scale for each token. Products are summed exactly in int32 over
         what shares a scale. Codes are stored in 1.6 bits a trit, and held in 1.67 bits where
         kernels are AVX-512 VNNI, in 2 bits elsewhere; scales are float32 or float16.""",
-    kernels=("any CPU", "AVX2", "AVX-512", "AVX-512 VNNI", "AMX"),
+    kernels=(
+        "any CPU",
+        "AVX2",
+        "AVX-512",
+        "AVX-512 VNNI",
+        "AMX",
+        "NEON dot product",
+        "NEON i8mm",
+        "CUDA",
+    ),
     refusal=_refusal,
 )

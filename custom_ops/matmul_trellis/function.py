@@ -201,5 +201,5 @@ MATMUL_TRELLIS = OperatorSpec(
         `activation_bits` 8 tokens are rounded to int8 inside, one scale for each, and products are
         summed exactly over 512 columns, then in float32; with 32 activations stay in float32. More
         than four tokens share what is decoded.""",
-    kernels=("any CPU", "AVX2", "AVX-512", "AVX-512 VNNI"),
+    kernels=("any CPU", "AVX2", "AVX-512", "AVX-512 VNNI", "CUDA"),
 )

@@ -15,6 +15,7 @@ FORMATS = (
     "int6_tensor_asym",
     "int7_g8_asym",
     "int8_g256",
+    "lut1_g64",
     "lut2",
     "lut3_g12",
     "lut4",
