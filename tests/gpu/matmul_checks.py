@@ -31,7 +31,6 @@ FORMATS = (
     "vq_d4n4096_b64x64",
     "aq_m2d8n256",
     "aq_m3d4n64_tensor",
-    "higgs_d2n256_g256",
     "e8p2",
     "e8p3_tensor",
     "e8p4",
@@ -58,7 +57,7 @@ def shape_of(fmt: str) -> tuple[int, int]:
         return 37, 208
     if fmt.startswith(("e8p", "aq_m2d8")):
         return 67, 200
-    if fmt.startswith(("vq", "aq", "higgs")):
+    if fmt.startswith(("vq", "aq")):
         return 67, 204
     return 67, 203
 
