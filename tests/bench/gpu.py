@@ -21,7 +21,7 @@ from tests.gpu.kernels import Kernels, Weight
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "gpu.md"
-BEGIN, END = "<!-- part measured -->", "<!-- end -->"
+BEGIN, END = "<!-- measured on a GPU -->", "<!-- end of what was measured -->"
 
 FORMATS = (
     "int4_g128",
