@@ -46,7 +46,7 @@ def test_codes_are_decoded_bit_by_bit(fmt, kernels):
         check_codes(weight)
 
 
-@pytest.mark.parametrize(("index", "fmt"), enumerate(FORMATS))
+@pytest.mark.parametrize(("index", "fmt"), tuple(enumerate(FORMATS)))
 def test_products_are_those_of_float64(index, fmt, kernels):
     # Every way a product is computed, and a third of them for each format.
     ways = itertools.product(TOKENS, (np.float32, np.float16), (8, 32))

@@ -79,7 +79,7 @@ double plainly(const StoredE8p& stored, const float* a, int64_t row) {
   double sum = 0;
   const uint8_t* code = stored.codes + row * stored.columns / 8 * stored.bits;
   for (int64_t column = 0; column < stored.columns; column += 8, code += stored.bits) {
-    int8_t first[8], second[8];
+    int8_t first[8], second[8] = {};
     const auto word = [](const uint8_t* at) { return static_cast<uint16_t>(at[0] | at[1] << 8); };
     const E8pGains ones = {1, 1, 4.0f};
     book.weights(word(code), stored.bits == 2 ? kE8pGains : ones, first);
