@@ -1,4 +1,4 @@
-"""A decoder of 2-bit tables generates in onnxruntime-genai, with the kernels and without them."""
+"""A decoder of 2-bit tables or codebooks generates in onnxruntime-genai, with kernels and without."""
 
 import json
 
@@ -12,7 +12,11 @@ from onnxq.models.smollm2 import gguf_path
 from onnxq.runtime import open_session
 from onnxq.runtime.decoder import decoder_feeds
 
-SETTINGS = ["quantize_weights.format=lut2", "quantize_weights.embedding_format=float"]
+FORMATS = ("lut2", "vq_d4n256")
+
+
+def settings(fmt):
+    return [f"quantize_weights.format={fmt}", "quantize_weights.embedding_format=float"]
 
 
 def without_library(folder):
@@ -42,21 +46,23 @@ def assert_generates(folder, prompt, count, greedy_tokens):
         assert gap.max() < 1e-2 * np.abs(logits).max()
 
 
-def test_a_tiny_one(make_gguf, tmp_path, greedy_tokens):
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_tiny_one(fmt, make_gguf, tmp_path, greedy_tokens):
     make_gguf(tmp_path / "tiny.gguf")
     exported = from_gguf(
         tmp_path / "tiny.gguf", tmp_path / "plain", checkpoint=tmp_path / "checkpoint"
     )
-    artifact = onnxq.quantize(exported.folder, "int4", out=tmp_path / "out", set=SETTINGS)
-    assert sum(site.format == "lut2" for site in artifact.quantized_sites) >= 7
+    artifact = onnxq.quantize(exported.folder, "int4", out=tmp_path / "out", set=settings(fmt))
+    assert sum(site.format == fmt for site in artifact.quantized_sites) >= 7
     assert (tmp_path / "out" / onnxq.custom_ops.library_path().name).is_file()
     assert_generates(tmp_path / "out", [5, 17, 40], 24, greedy_tokens)
 
 
 @pytest.mark.slow
-def test_smollm2(tmp_path, greedy_tokens):
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_smollm2(fmt, tmp_path, greedy_tokens):
     from_gguf(gguf_path(), tmp_path / "float32", checkpoint=tmp_path / "checkpoint")
     out = tmp_path / "out"
-    artifact = onnxq.quantize(tmp_path / "float32", "int4", out=out, set=SETTINGS)
-    assert sum(site.format == "lut2" for site in artifact.quantized_sites) >= 210
+    artifact = onnxq.quantize(tmp_path / "float32", "int4", out=out, set=settings(fmt))
+    assert sum(site.format == fmt for site in artifact.quantized_sites) >= 210
     assert_generates(out, [504, 2365, 5041, 314], 12, greedy_tokens)

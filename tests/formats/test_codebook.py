@@ -103,6 +103,7 @@ def test_entries_of_gaussian_grids_are_the_means_of_what_is_nearest(dimension, e
         ("higgs_d2n16_g256", 0.109),
         ("vq_d1n16", 0.0096),
         ("vq_d4n256", 0.103),
+        ("aq_m2d8n256", 0.108),
     ],
 )
 def test_distortion_is_what_is_wanted(name, most):
