@@ -1,4 +1,4 @@
-"""A decoder of 2-bit tables or codebooks generates in onnxruntime-genai, with kernels and without."""
+"""A decoder of 2-bit tables or codebooks generates in onnxruntime-genai, without kernels too."""
 
 import json
 
