@@ -154,7 +154,7 @@ MATMUL_INT = OperatorSpec(
     lowest_opset=18,
     summary="""Integers of 1 to 8 bits times tokens rounded to int8 inside, one scale for each
         token. Products are summed exactly in int32, over a group, or over a whole row where scales
-        are of two levels (`int4_g128_two`), which is the faster of the two for many tokens. Scales
+        are of two levels (`int4_g128_two`). Scales
         are float32 or float16; `ratios` and `zeros` that a format lacks are [1, 1], of 1 and 0.""",
     kernels=(
         "any CPU",

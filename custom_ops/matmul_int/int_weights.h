@@ -110,6 +110,7 @@ class IntWeights {
                       std::to_string(widest) + " columns may share a scale");
     }
     if (stored.ratios == nullptr) return;
+    if (stored.bits > kIntRatioBits) attributes.fail("ratios go with 1 to 4 bits");
     const int64_t groups = stored.groups();
     for (int64_t at = 0; at < stored.rows * groups; ++at) {
       const int zero = stored.zero(at / groups, at % groups), ratio = stored.ratios[at];

@@ -22,6 +22,8 @@ namespace onnxq {
 constexpr int64_t kIntRows = 16;        // rows of a block
 constexpr int64_t kIntUnit = 32;        // columns of a unit
 constexpr int64_t kIntVector = 64;      // bytes of a vector: 4 columns of a block
+constexpr int kIntRatioBits = 4;        // the most bits that go with ratios
+constexpr int64_t kIntTokens = 4;       // room for a multiple of so many tokens is needed
 constexpr float kIntLeast = 0x1p-100f;  // the least m
 
 // A weight as kernels read it. Pointers are aligned to 64 bytes.

@@ -117,7 +117,7 @@ struct Vector {
 namespace onnxq {
 
 const IntKernels* int_kernels_avx2() {
-  static constexpr IntKernels kernels = {"avx2", 1, prepare, multiply};
+  static constexpr IntKernels kernels = {"avx2", kIntTokens, prepare, multiply};
   return &kernels;
 }
 

@@ -37,7 +37,7 @@ struct Vector : onnxq::Vector512 {
 namespace onnxq {
 
 const IntKernels* int_kernels_avx512() {
-  static constexpr IntKernels kernels = {"avx512", 1, prepare, multiply};
+  static constexpr IntKernels kernels = {"avx512", kIntTokens, prepare, multiply};
   return &kernels;
 }
 

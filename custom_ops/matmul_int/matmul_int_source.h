@@ -2,8 +2,8 @@
 // the vector type `V` and ONNXQ_ISA, and are its only readers. No standard library templates here:
 // a template compiled for AVX-512 could be the copy that the linker keeps for everyone.
 //
-// V has kLanes rows (those of a block, or half of them), kTile tokens worked on at once, registers
-// `Codes` of bytes, `Sums` of int32 and `Floats`, and
+// V has kLanes rows (those of a block, or half of them), kTile tokens (4, 8 or 12) worked on at
+// once, registers `Codes` of bytes, `Sums` of int32 and `Floats`, and
 //   dot<bits>(sums, codes, four)  adds the products with four bytes of a token; sums of several
 //   may be kept short, as `Short`, until `flush` adds them: kShort<bits> calls are safe
 #include "decoded.h"
@@ -35,39 +35,51 @@ struct Products {
   }
 };
 
+// Tokens that lie one behind the other, by pointers that all find room in registers: one for each
+// three of them.
+template <int kTokens>
+struct Tokens {
+  const uint8_t* triples[(kTokens + 2) / 3];
+  int64_t size;
+
+  Tokens(const uint8_t* first, int64_t bytes) : size(bytes) {
+    for (int triple = 0; 3 * triple < kTokens; ++triple)
+      triples[triple] = first + 3 * triple * size;
+  }
+  [[gnu::always_inline]] const uint8_t* at(int token) const {
+    return triples[token / 3] + token % 3 * size;
+  }
+};
+
 // Vectors i to 7 of a unit.
 template <class V, int kBits, int kTokens, int i = 0>
-[[gnu::always_inline]] inline void add_unit(const uint8_t* unit, const int8_t* const* q,
+[[gnu::always_inline]] inline void add_unit(const uint8_t* unit, const Tokens<kTokens>& tokens,
                                             int64_t column, Products<V, kTokens>& products) {
   if constexpr (i < 8) {
     const typename V::Codes codes = decoded<V, kBits, i>(unit);
     constexpr int kShort = V::template kShort<kBits>;
     constexpr int kChain = i / kShort % Products<V, kTokens>::kChains;
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int token = 0; token < kTokens; ++token) {
+      const int8_t* four = reinterpret_cast<const int8_t*>(tokens.at(token) + column + 4 * i);
       V::template dot<kBits, i % kShort == 0, i % kShort == kShort - 1>(
-          products.sums[token][kChain], products.shorts[token], codes, q[token] + column + 4 * i);
+          products.sums[token][kChain], products.shorts[token], codes, four);
     }
-    add_unit<V, kBits, kTokens, i + 1>(unit, q, column, products);
+    add_unit<V, kBits, kTokens, i + 1>(unit, tokens, column, products);
   }
 }
 
 // kLanes rows of a block, from `lane` on, times kTokens tokens: results before the scale of the
 // token. With ratios the sums of all groups are kept in int32.
-template <class V, int kBits, int kTokens>
-void multiply_block(const IntMatrix& w, int64_t block, int lane, const uint8_t* const* tokens,
+template <class V, int kBits, bool kHasRatios, int kTokens>
+void multiply_block(const IntMatrix& w, int64_t block, int lane, const uint8_t* first,
                     float (*results)[kIntRows]) {
   const IntToken layout(w);
-  const int8_t* q[kTokens];
-  const int32_t* code_sums[kTokens];
-  for (int token = 0; token < kTokens; ++token) {
-    q[token] = layout.codes_of(tokens[token]);
-    code_sums[token] = layout.sums_of(tokens[token]);
-  }
+  const Tokens<kTokens> tokens(first, layout.size);
   const uint8_t* unit = w.codes + block * w.block_bytes() + 4 * lane;
   const uint8_t* zeros = w.zeros + block * w.groups * kIntRows + lane;
-  const uint8_t* ratios = w.ratios == nullptr ? nullptr : w.ratios + (zeros - w.zeros);
-  const float* scales = w.scales + block * kIntRows * (ratios ? 1 : w.groups) + lane;
+  const uint8_t* ratios = kHasRatios ? w.ratios + (zeros - w.zeros) : nullptr;
+  const float* scales = w.scales + block * kIntRows * (kHasRatios ? 1 : w.groups) + lane;
   Products<V, kTokens> products;
   typename V::Floats y[kTokens];
   typename V::Sums whole[kTokens];
@@ -75,86 +87,107 @@ void multiply_block(const IntMatrix& w, int64_t block, int lane, const uint8_t* 
     y[token] = V::no_floats();
     whole[token] = V::no_sums();
   }
-  int64_t column = 0;
-  for (int64_t g = 0; g < w.groups; ++g, zeros += kIntRows) {
+  int64_t column = 0, sums = layout.sums;
+  for (int64_t g = 0; g < w.groups; ++g) {
     products.clear();
     for (const int64_t end = column + w.units_of(g) * kIntUnit; column < end; column += kIntUnit) {
       V::template prefetch<kBits>(unit);
-      add_unit<V, kBits, kTokens>(unit, q, column, products);
+      add_unit<V, kBits, kTokens>(unit, tokens, column, products);
       unit += kBits * kIntVector;
     }
-    const typename V::Sums zero = V::widen(zeros);
-#pragma GCC unroll 8
+    const typename V::Sums zero = V::widen(zeros + g * kIntRows);
+#pragma GCC unroll 12
     for (int token = 0; token < kTokens; ++token) {
+      const int32_t code_sum = *reinterpret_cast<const int32_t*>(tokens.at(token) + sums);
       const typename V::Sums sum =
-          V::subtract(products.total(token), V::multiply(zero, V::all(code_sums[token][g])));
-      if (ratios != nullptr) {
-        whole[token] = V::add(whole[token], V::multiply(sum, V::widen(ratios)));
+          V::subtract(products.total(token), V::multiply(zero, V::all(code_sum)));
+      if constexpr (kHasRatios) {
+        const typename V::Sums ratio = V::widen(ratios + g * kIntRows);
+        whole[token] = V::add(whole[token], V::multiply(sum, ratio));
       } else {
-        y[token] = V::multiply_add(V::floats(sum), V::load_floats(scales), y[token]);
+        const typename V::Floats scale = V::load_floats(scales + g * kIntRows);
+        y[token] = V::multiply_add(V::floats(sum), scale, y[token]);
       }
     }
-    if (ratios != nullptr) {
-      ratios += kIntRows;
-    } else {
-      scales += kIntRows;
-    }
+    sums += static_cast<int64_t>(sizeof(int32_t));
   }
   for (int token = 0; token < kTokens; ++token) {
-    if (ratios != nullptr) {
+    if constexpr (kHasRatios) {
       y[token] = V::multiply(V::floats(whole[token]), V::load_floats(scales));
     }
     V::store(results[token] + lane, y[token]);
   }
 }
 
-// kTokens tokens from `first` on, of which `count` are there, times the rows of a block.
-template <class V, int kBits, int kTokens>
+// kTokens tokens from `first` on, of which `count` are there, times the rows of a block. What lies
+// behind the tokens is multiplied too, and dropped.
+template <class V, int kBits, bool kHasRatios, int kTokens>
 void multiply_tokens(const IntMatrix& w, int64_t block, const uint8_t* prepared, int64_t first,
                      int64_t count, float* y, int64_t stride, int64_t rows) {
   const IntToken layout(w);
   alignas(64) float results[kTokens][kIntRows];
-  const uint8_t* tokens[kTokens];
-  for (int64_t token = 0; token < kTokens; ++token) {
-    tokens[token] = prepared + (first + (token < count ? token : 0)) * layout.size;
-  }
+  const uint8_t* token = prepared + first * layout.size;
   for (int lane = 0; lane < kIntRows; lane += V::kLanes) {
-    multiply_block<V, kBits, kTokens>(w, block, lane, tokens, results);
+    multiply_block<V, kBits, kHasRatios, kTokens>(w, block, lane, token, results);
   }
-  for (int64_t token = 0; token < count; ++token) {
-    const float scale = layout.scale_of(tokens[token]);
-    float* to = y + (first + token) * stride + block * kIntRows;
-    for (int64_t row = 0; row < rows; ++row) to[row] = results[token][row] * scale;
+  for (int64_t at = 0; at < count; ++at, token += layout.size) {
+    const float scale = layout.scale_of(token);
+    float* to = y + (first + at) * stride + block * kIntRows;
+    for (int64_t row = 0; row < rows; ++row) to[row] = results[at][row] * scale;
   }
 }
 
-template <class V, int kBits>
+// Tokens that are multiplied at once where `left` are left: at most three too many, see kIntTokens.
+template <class V>
+int tokens_at_once(int64_t left) {
+  if (left <= 4) return left <= 2 ? static_cast<int>(left) : 4;
+  const bool is_eight = left <= 8 || (left > 12 && left <= 16);
+  return V::kTile > 8 && is_eight ? 8 : V::kTile;
+}
+
+template <class V, int kBits, bool kHasRatios>
 void multiply_bits(const IntMatrix& w, const uint8_t* prepared, int64_t tokens, float* y,
                    int64_t stride, int64_t begin, int64_t end) {
+  constexpr auto kOne = multiply_tokens<V, kBits, kHasRatios, 1>;
+  constexpr auto kTwo = multiply_tokens<V, kBits, kHasRatios, 2>;
+  constexpr auto kFour = multiply_tokens<V, kBits, kHasRatios, 4>;
+  constexpr auto kEight = multiply_tokens < V, kBits, kHasRatios, V::kTile < 8 ? V::kTile : 8 > ;
+  constexpr auto kTile = multiply_tokens<V, kBits, kHasRatios, V::kTile>;
   for (int64_t row = begin; row < end; row += kIntRows) {
     const int64_t block = row / kIntRows, rows = end - row < kIntRows ? end - row : kIntRows;
-    for (int64_t first = 0; first < tokens; first += V::kTile) {
-      const int64_t count = tokens - first < V::kTile ? tokens - first : V::kTile;
-      if (count == 1) {
-        multiply_tokens<V, kBits, 1>(w, block, prepared, first, count, y, stride, rows);
-      } else if (count == 2) {
-        multiply_tokens<V, kBits, 2>(w, block, prepared, first, count, y, stride, rows);
-      } else if (count <= 4) {
-        multiply_tokens<V, kBits, 4>(w, block, prepared, first, count, y, stride, rows);
-      } else {
-        multiply_tokens<V, kBits, V::kTile>(w, block, prepared, first, count, y, stride, rows);
-      }
+    for (int64_t first = 0, count; first < tokens; first += count) {
+      const int64_t left = tokens - first, many = tokens_at_once<V>(left);
+      const auto by = many == 1   ? kOne
+                      : many == 2 ? kTwo
+                      : many == 4 ? kFour
+                      : many == 8 ? kEight
+                                  : kTile;
+      count = left < many ? left : many;
+      by(w, block, prepared, first, count, y, stride, rows);
     }
+  }
+}
+
+using MultiplyBits = decltype(&multiply_bits<Vector, 1, false>);
+
+template <bool kHasRatios, int kBits>
+constexpr MultiplyBits multiply_of() {
+  if constexpr (kHasRatios && kBits > kIntRatioBits) {
+    return nullptr;
+  } else {
+    return multiply_bits<Vector, kBits, kHasRatios>;
   }
 }
 
 void multiply(const IntMatrix& w, const uint8_t* prepared, int64_t tokens, float* y, int64_t stride,
               int64_t begin, int64_t end) {
-  constexpr decltype(&multiply) kByBits[] = {multiply_bits<Vector, 1>, multiply_bits<Vector, 2>,
-                                             multiply_bits<Vector, 3>, multiply_bits<Vector, 4>,
-                                             multiply_bits<Vector, 5>, multiply_bits<Vector, 6>,
-                                             multiply_bits<Vector, 7>, multiply_bits<Vector, 8>};
-  kByBits[w.bits - 1](w, prepared, tokens, y, stride, begin, end);
+  static constexpr MultiplyBits kByBits[2][8] = {
+      {multiply_of<false, 1>(), multiply_of<false, 2>(), multiply_of<false, 3>(),
+       multiply_of<false, 4>(), multiply_of<false, 5>(), multiply_of<false, 6>(),
+       multiply_of<false, 7>(), multiply_of<false, 8>()},
+      {multiply_of<true, 1>(), multiply_of<true, 2>(), multiply_of<true, 3>(),
+       multiply_of<true, 4>()}};
+  kByBits[w.ratios != nullptr][w.bits - 1](w, prepared, tokens, y, stride, begin, end);
 }
 
 // `count` floats to int8, filled up with zeros to whole units; the sum of the codes.

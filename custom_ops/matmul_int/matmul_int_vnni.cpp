@@ -5,7 +5,7 @@ namespace {
 
 // Products of unsigned codes and signed tokens in one instruction.
 struct Vector : onnxq::Vector512 {
-  static constexpr int kTile = 8;
+  static constexpr int kTile = 12;
   struct Short {};
   template <int>
   static constexpr int kShort = 1;
@@ -25,7 +25,7 @@ struct Vector : onnxq::Vector512 {
 namespace onnxq {
 
 const IntKernels* int_kernels_vnni() {
-  static constexpr IntKernels kernels = {"vnni", 1, prepare, multiply};
+  static constexpr IntKernels kernels = {"vnni", kIntTokens, prepare, multiply};
   return &kernels;
 }
 

@@ -59,9 +59,11 @@ def test_rotated_four_bits_cost_a_tenth_at_most(glass, tmp_path, recipe):
 
 
 @pytest.mark.slow
-def test_rotated_weights_of_four_bits_leave_activations_to_the_kernel(glass, tmp_path):
-    model, _, found = perplexity(glass, "quarot_w4a8", tmp_path)
+@pytest.mark.parametrize("recipe", ["quarot_w4a8", "w4a8"])
+def test_rotated_weights_of_four_bits_leave_activations_to_the_kernel(glass, recipe, tmp_path):
+    model, _, found = perplexity(glass, recipe, tmp_path)
     assert count(model, "DynamicFakeQuantizeAsymmetric") == 0
+    assert (count(model, "MatMulInt") > 10) == (recipe == "w4a8")
     assert found < 1.02 * FLOAT
 
 
