@@ -1,5 +1,7 @@
 """A decoder of MatMulInt generates in onnxruntime-genai, by its functions and by the kernels."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -51,7 +53,7 @@ def test_kernels_and_functions_say_the_same_near_to_the_float_model(artifacts):
     kernels, functions = (logits_of(out / "model.onnx", ids, on) for on in (True, False))
     # A sum that falls the other side of a rounding of a token moves what comes behind it.
     assert np.linalg.norm(kernels - functions) < 0.02 * np.linalg.norm(functions)
-    assert np.linalg.norm(kernels - exact) < 0.35 * np.linalg.norm(exact)
+    assert np.linalg.norm(kernels - exact) < 0.5 * np.linalg.norm(exact)  # of others: 1.4
 
 
 def test_genai_generates_what_the_logits_say(artifacts, greedy_tokens):
@@ -59,6 +61,8 @@ def test_genai_generates_what_the_logits_say(artifacts, greedy_tokens):
     prompt = [5, 17, 40]
     ids = greedy_tokens(out, prompt, 32)
     logits = logits_of(out / "model.onnx", prompt + ids)
-    said = logits[len(prompt) - 1 : -1]
+    said = logits[len(prompt) - 1 : -1].copy()
+    config = json.loads((out / "genai_config.json").read_text())
+    said[:, config["model"]["eos_token_id"]] = -np.inf  # never picked
     gap = said.max(axis=1) - said[np.arange(len(ids)), ids]
     assert gap.max() < 0.02 * np.abs(logits).max()  # the largest, or one within a rounding
