@@ -128,8 +128,9 @@ struct Vector {
   static Words add_pairs(Words sums, Words pairs, Words q) {
     return add(sums, each(pairs, q, [](__m256i x, __m256i y) { return _mm256_madd_epi16(x, y); }));
   }
-  static Words add_bytes(Words sums, Words bytes, int8_t q) {
-    return add_pairs(sums, byte_pairs(bytes), all16(q));
+  static int32_t spread_byte(int8_t q) { return onnxq::both_halves(q); }
+  static Words add_bytes(Words sums, Words bytes, Words q) {
+    return add_pairs(sums, byte_pairs(bytes), q);
   }
   static Words even(Words bytes) {
     return each(bytes, [](__m256i x) { return _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8); });

@@ -17,8 +17,9 @@ struct Vector : onnxq::TrellisVector512 {
   static Words add_pairs(Words sums, Words pairs, Words q) {
     return add(sums, _mm512_madd_epi16(pairs, q));
   }
-  static Words add_bytes(Words sums, Words bytes, int8_t q) {
-    return add_pairs(sums, _mm512_maddubs_epi16(bytes, _mm512_set1_epi8(1)), all16(q));
+  static int32_t spread_byte(int8_t q) { return onnxq::both_halves(q); }
+  static Words add_bytes(Words sums, Words bytes, Words q) {
+    return add_pairs(sums, _mm512_maddubs_epi16(bytes, _mm512_set1_epi8(1)), q);
   }
   static Words even(Words bytes) { return _mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8); }
   static Words odd(Words bytes) { return _mm512_srai_epi16(bytes, 8); }

@@ -111,10 +111,12 @@ struct Vector {
              static_cast<uint32_t>(added);
     });
   }
-  static Words add_bytes(const Words& sums, const Words& bytes, int8_t q) {
+  static int32_t spread_byte(int8_t q) { return q; }
+  static Words add_bytes(const Words& sums, const Words& bytes, const Words& q) {
     const Words whole = byte_sums(bytes, 0);
     return each<Words>([&](int lane) {
-      return sums.lane[lane] + static_cast<uint32_t>(static_cast<int32_t>(whole.lane[lane]) * q);
+      return sums.lane[lane] +
+             static_cast<uint32_t>(static_cast<int32_t>(whole.lane[lane]) * low(q.lane[lane]));
     });
   }
   static Words add_pairs(const Words& sums, const Words& pairs, const Words& q) {

@@ -49,7 +49,8 @@ struct Ring {
 
 // A decoder is what makes of bits of a tile: kParts vectors that a token is multiplied by with
 // `add`, each of kColumns columns, lying kBias too high; or kVectors vectors of whole numbers that
-// are multiplied one by one, each of 4 / kBytes columns of kBytes bytes.
+// are multiplied one by one, each of 4 / kBytes columns of kBytes bytes. A part of one column is
+// multiplied with what `spread` makes of a number of the token, one of four with four of them.
 
 template <class V, int kSteps>
 struct OneMad {
@@ -66,8 +67,9 @@ struct OneMad {
                                    static_cast<int32_t>(kOneMad.before()));
     return V::times(states, static_cast<int32_t>(kOneMad.factor));
   }
-  [[gnu::always_inline]] static Words add(Words sums, Words part, const int8_t* q) {
-    return V::add_bytes(sums, part, *q);
+  static int32_t spread(int8_t q) { return V::spread_byte(q); }
+  [[gnu::always_inline]] static Words add(Words sums, Words part, Words q) {
+    return V::add_bytes(sums, part, q);
   }
   template <int kVector>
   [[gnu::always_inline]] Words vector(const Ring<V, kRun>& ring) const {
@@ -92,8 +94,9 @@ struct ThreeInst {
                                    static_cast<int32_t>(kThreeInst.before()));
     return V::halves(V::times(states, static_cast<int32_t>(kThreeInst.factor)));
   }
-  [[gnu::always_inline]] static Words add(Words sums, Words part, const int8_t* q) {
-    return V::add_pairs(sums, part, V::all16(*q));
+  static int32_t spread(int8_t q) { return both_halves(q); }
+  [[gnu::always_inline]] static Words add(Words sums, Words part, Words q) {
+    return V::add_pairs(sums, part, q);
   }
   template <int kVector>
   [[gnu::always_inline]] Words vector(const Ring<V, kRun>& ring) const {
@@ -119,10 +122,9 @@ struct Hyb {
     const Words states = V::both(V::template two<kSteps>(bits), mask);
     return table.look_up(V::upper(states, kHybFactor));
   }
-  [[gnu::always_inline]] static Words add(Words sums, Words part, const int8_t* q) {
-    int32_t four;
-    __builtin_memcpy(&four, q, sizeof(four));
-    return V::add_fours(sums, part, V::all(four));
+  static int32_t spread(int8_t) { return 0; }
+  [[gnu::always_inline]] static Words add(Words sums, Words part, Words q) {
+    return V::add_fours(sums, part, q);
   }
   template <int kVector>
   [[gnu::always_inline]] Words vector(const Ring<V, kRun>& ring) const {
@@ -134,16 +136,18 @@ struct Hyb {
 template <class V, class Decoder, int kTokens, int kChains, int kPart = 0>
 [[gnu::always_inline]] inline void add_tile(const Decoder& decoder,
                                             const Ring<V, Decoder::kRun>& ring,
-                                            const int8_t* const* q, int64_t column,
+                                            const int8_t* const* q, int64_t at,
                                             typename V::Words (*sums)[kChains]) {
   if constexpr (kPart < Decoder::kParts) {
     const typename V::Words part = decoder.template part<kPart>(ring);
 #pragma GCC unroll 4
     for (int token = 0; token < kTokens; ++token) {
       typename V::Words& sum = sums[token][kPart % kChains];
-      sum = Decoder::add(sum, part, q[token] + column + kPart * Decoder::kColumns);
+      int32_t four;
+      __builtin_memcpy(&four, q[token] + at + 4 * kPart, sizeof(four));
+      sum = Decoder::add(sum, part, V::all(four));
     }
-    add_tile<V, Decoder, kTokens, kChains, kPart + 1>(decoder, ring, q, column, sums);
+    add_tile<V, Decoder, kTokens, kChains, kPart + 1>(decoder, ring, q, at, sums);
   }
 }
 
@@ -175,27 +179,33 @@ void multiply_few(const TrellisMatrix& w, const Block& block, const uint8_t* con
   const IntMatrix shape = w.token_shape();
   const IntToken layout(shape);
   const Decoder decoder(w.state_bits);
+  constexpr bool kIsSpread = Decoder::kColumns == 1;
+  alignas(64) int32_t spread[kTokens][kIsSpread ? kTrellisChunk : 1];
   const int8_t* q[kTokens];
   typename V::Floats results[kTokens];
-  for (int token = 0; token < kTokens; ++token) {
-    q[token] = layout.codes_of(tokens[token]);
-    results[token] = V::no_floats();
-  }
+  for (int token = 0; token < kTokens; ++token) results[token] = V::no_floats();
   const uint8_t* tile = block.codes;
   int64_t column = 0;
   for (int64_t chunk = 0; chunk < shape.groups; ++chunk) {
+    int64_t end = column + kTrellisChunk;
+    if (end > w.columns) end = w.columns;
     typename V::Words sums[kTokens][kChains];
     for (int token = 0; token < kTokens; ++token) {
+      q[token] = layout.codes_of(tokens[token]) + column;
+      if constexpr (kIsSpread) {
+        const int64_t count = end - column;
+        for (int64_t at = 0; at < count; ++at) spread[token][at] = Decoder::spread(q[token][at]);
+        q[token] = reinterpret_cast<const int8_t*>(spread[token]);
+      }
       const int32_t sum = layout.sums_of(tokens[token])[chunk];
       sums[token][0] = V::all(-Decoder::kBias * sum);
       for (int chain = 1; chain < kChains; ++chain) sums[token][chain] = V::all(0);
     }
-    int64_t end = column + kTrellisChunk;
-    if (end > w.columns) end = w.columns;
-    for (; column < end; column += kTrellisTile, tile += kTrellisTile * Decoder::kRun) {
+    for (int64_t at = 0; column < end; column += kTrellisTile, at += 4 * Decoder::kParts) {
       V::prefetch(tile);
       const Ring<V, Decoder::kRun> ring(tile);
-      add_tile<V, Decoder, kTokens, kChains>(decoder, ring, q, column, sums);
+      add_tile<V, Decoder, kTokens, kChains>(decoder, ring, q, at, sums);
+      tile += kTrellisTile * Decoder::kRun;
     }
     for (int token = 0; token < kTokens; ++token) {
       typename V::Words sum = sums[token][0];

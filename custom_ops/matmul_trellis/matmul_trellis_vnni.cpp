@@ -10,8 +10,12 @@ struct Vector : onnxq::TrellisVector512 {
   static Words join(Words low, Words high) {
     return _mm512_shrdi_epi32(low, high, kBits);
   }
-  static Words add_bytes(Words sums, Words bytes, int8_t q) {
-    return _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi8(q));
+  // Four bytes times the same number.
+  static int32_t spread_byte(int8_t q) {
+    return static_cast<int32_t>(static_cast<uint8_t>(q) * 0x01010101u);
+  }
+  static Words add_bytes(Words sums, Words bytes, Words q) {
+    return _mm512_dpbusd_epi32(sums, bytes, q);
   }
   static Words byte_sums(Words bytes, int32_t added) {
     return _mm512_dpbusd_epi32(all(added), bytes, _mm512_set1_epi8(1));

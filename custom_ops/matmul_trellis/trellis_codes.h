@@ -37,6 +37,11 @@ constexpr int8_t kTrellisMagnitudes[64] = {
     20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 34, 35, 36, 37, 38, 40,  41, 42, 44,
     45, 47, 48, 50, 51, 53, 55, 57, 59, 61, 64, 66, 69, 72, 76, 80, 85, 91, 100, 117};
 
+// A number in both halves of a word.
+constexpr int32_t both_halves(int8_t number) {
+  return static_cast<int32_t>(static_cast<uint16_t>(number) * 0x10001u);
+}
+
 constexpr float trellis_unit(TrellisCode code) {
   return code == TrellisCode::k1Mad ? 0x1p-7f : code == TrellisCode::k3Inst ? 0x1p-13f : 0x1p-5f;
 }

@@ -54,14 +54,17 @@ struct TrellisVector512 {
   static Words low_half(Words pairs) { return _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16); }
   static Words high_half(Words pairs) { return _mm512_srai_epi32(pairs, 16); }
 
-  // Two float16 numbers as whole numbers of 2^-13.
+  // Two float16 numbers as whole numbers of 2^-13: the mantissa times a power of two with its sign,
+  // which six bits, of which three do not matter, look up.
   static Words halves(Words mixed) {
-    const Words bits = _mm512_ternarylogic_epi32(mixed, all16(static_cast<int16_t>(kThreeInstMask)),
-                                                 all16(kThreeInstFlip), 0x6a);
-    const Words mantissa = _mm512_ternarylogic_epi32(bits, all16(0x3ff), all16(0x400), 0xea);
-    const Words exponent = both(_mm512_srli_epi16(bits, 10), all16(3));
-    const Words size = _mm512_sllv_epi16(mantissa, exponent);
-    return _mm512_mask_sub_epi16(size, _mm512_movepi16_mask(bits), _mm512_setzero_si512(), size);
+    constexpr int64_t kPowers = kThreeInstFlip & 0x0800 ? 0x0002000100080004 : 0x0008000400020001;
+    static_assert((kThreeInstFlip & 0x8400) == 0, "the flip is of the other bit of the exponent");
+    const Words mantissa = _mm512_ternarylogic_epi32(mixed, all16(0x3ff),
+                                                     all16((kThreeInstFlip & 0x3ff) | 0x400), 0x6a);
+    const Words powers = _mm512_set1_epi64(kPowers);
+    const Words signed_power = _mm512_permutex2var_epi16(
+        powers, _mm512_srli_epi16(mixed, 10), _mm512_sub_epi16(_mm512_setzero_si512(), powers));
+    return _mm512_mullo_epi16(mantissa, signed_power);
   }
   // Upper half of the product of each 16 bits with 32.
   static Words upper(Words states, uint32_t factor) {
