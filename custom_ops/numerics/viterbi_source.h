@@ -138,29 +138,47 @@ uint16_t advance_twice(const TrellisShape& shape, const TrellisSteps& step) {
 
 ViterbiKernels::Advance advance_of(int step_bits, int vector) {
   switch (10 * vector + step_bits) {
-    case 11: return advance<1, 1>;
-    case 12: return advance<2, 1>;
-    case 13: return advance<3, 1>;
-    case 14: return advance<4, 1>;
-    case 23: return advance<3, 2>;
-    case 24: return advance<4, 2>;
-    case 25: return advance<5, 2>;
-    case 26: return advance<6, 2>;
-    case 27: return advance<7, 2>;
-    case 28: return advance<8, 2>;
-    default: return nullptr;
+    case 11:
+      return advance<1, 1>;
+    case 12:
+      return advance<2, 1>;
+    case 13:
+      return advance<3, 1>;
+    case 14:
+      return advance<4, 1>;
+    case 23:
+      return advance<3, 2>;
+    case 24:
+      return advance<4, 2>;
+    case 25:
+      return advance<5, 2>;
+    case 26:
+      return advance<6, 2>;
+    case 27:
+      return advance<7, 2>;
+    case 28:
+      return advance<8, 2>;
+    default:
+      return nullptr;
   }
 }
 
 ViterbiKernels::Advance advance_twice_of(int step_bits, int vector) {
   switch (10 * vector + step_bits) {
-    case 11: return advance_twice<1, 1>;
-    case 12: return advance_twice<2, 1>;
-    case 13: return advance_twice<3, 1>;
-    case 14: return advance_twice<4, 1>;
-    case 23: return advance_twice<3, 2>;
-    case 24: return advance_twice<4, 2>;
-    default: return nullptr;
+    case 11:
+      return advance_twice<1, 1>;
+    case 12:
+      return advance_twice<2, 1>;
+    case 13:
+      return advance_twice<3, 1>;
+    case 14:
+      return advance_twice<4, 1>;
+    case 23:
+      return advance_twice<3, 2>;
+    case 24:
+      return advance_twice<4, 2>;
+    default:
+      return nullptr;
   }
 }
 
