@@ -48,7 +48,7 @@ def filled(page: str, *, measured: bool = False) -> str:
             raise UsageError(f"No part of a page is called {name!r}; known: {known}.")
         if name in _MEASURED and not measured:
             return match[0]
-        return f"{match[1]}{(PARTS | _MEASURED)[name]()}\n{match[4]}"
+        return f"{match[1]}{(PARTS[name] if name in PARTS else _MEASURED[name])()}\n{match[4]}"
 
     return _PART.sub(replaced, page)
 

@@ -153,7 +153,7 @@ def _roots(fmt: CodebookFormat, weight: Floats) -> Floats:
 
 
 def _fitted(
-    fmt: CodebookFormat, scaled: Floats, costs: Array | None, seed: int, threads: int | None
+    fmt: CodebookFormat, scaled: Array, costs: Array | None, seed: int, threads: int | None
 ) -> Floats:
     """Books of every block, ``[row blocks, column blocks, books, entries, dimension]``."""
     rows, columns = scaled.shape

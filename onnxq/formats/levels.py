@@ -39,7 +39,8 @@ def _normal_float(bits: int) -> list[npt.NDArray[np.float64]]:
 
 def _float(bits: int) -> list[npt.NDArray[np.float64]]:
     """E2M1 of the OCP Microscaling Formats specification; with 3 bits E2M0, with 2 bits ±1, ±0."""
-    magnitudes = {4: [0, 0.5, 1, 1.5, 2, 3, 4, 6], 3: [0, 1, 2, 4], 2: [0, 1]}[bits]
+    known: dict[int, list[float]] = {4: [0, 0.5, 1, 1.5, 2, 3, 4, 6], 3: [0, 1, 2, 4], 2: [0, 1]}
+    magnitudes = known[bits]
     above = np.array(magnitudes, np.float64) / magnitudes[-1]
     return [np.concatenate([-above[::-1], above])]
 
@@ -70,7 +71,8 @@ def _twin_log(bits: int) -> list[npt.NDArray[np.float64]]:
 
 def _steps(bits: int) -> npt.NDArray[np.float64]:
     half = 2 ** (bits - 1)
-    return np.arange(-half, half) / half
+    steps: npt.NDArray[np.float64] = np.arange(-half, half) / half
+    return steps
 
 
 LEVELS: Mapping[str, Callable[[int], list[npt.NDArray[np.float64]]]] = {

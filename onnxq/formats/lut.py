@@ -197,7 +197,7 @@ class LutFormat(VectorFormat):
         stored = rows * packed_size(columns, self.bits)
         stored += tables * 2**self.bits * np.dtype(self.table_dtype).itemsize
         stored += 2 * (1 if learned_half else down * across)
-        return 8 * stored / (rows * columns)
+        return float(8 * stored / (rows * columns))
 
     def group_size(self, columns: int) -> int:
         """How many columns of a row share a table or a scale."""
@@ -240,7 +240,7 @@ class LutFormat(VectorFormat):
         self, weight: Array, importance: Array | None, group: int, threads: int | None
     ) -> tuple[Array, Array]:
         """The table and scales with the least error, of all tables of the law."""
-        best, chosen = np.inf, None
+        tried: list[tuple[float, Array, Array]] = []
         for table in levels(self.levels, self.bits):
             lut = np.rint(table * 127).astype(np.int8)
             stored = lut if self.table_dtype == "int8" else table.astype(np.float16)
@@ -253,9 +253,9 @@ class LutFormat(VectorFormat):
                 threads=threads,
             )
             cost = float(np.sum(costs[np.isfinite(costs)]))
-            if cost < best or chosen is None:
-                best, chosen = cost, (stored[None, None], scales.astype(np.float16))
-        return chosen
+            tried.append((cost, stored[None, None], scales.astype(np.float16)))
+        _, lut, scales = min(tried, key=lambda one: one[0])
+        return lut, scales
 
 
 class LutGrid:
@@ -285,7 +285,9 @@ class LutGrid:
         at = start // self._group
         inverse = self._inverse[at % len(self._inverse)]
         above = values[:, 0].astype(np.float32, copy=False) * inverse
-        codes = np.sum(above > self._borders[at % len(self._borders)], axis=0, dtype=np.uint8)
+        codes: npt.NDArray[np.uint8] = np.sum(
+            above > self._borders[at % len(self._borders)], axis=0, dtype=np.uint8
+        )
         here = self._points[at % len(self._points)]
         found = here[codes, np.arange(len(codes)) if here.shape[1] > 1 else 0]
         return codes[:, None], found[:, None]

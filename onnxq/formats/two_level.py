@@ -29,7 +29,8 @@ _SHORTEST = 0.5
 
 def largest_ratio(bits: int, symmetric: bool) -> int:
     """The largest ratio for which ``(code - zero) * ratio`` fits int8."""
-    return 127 // (2 ** (bits - 1) if symmetric else 2**bits - 1)
+    most: int = 2 ** (bits - 1) if symmetric else 2**bits - 1
+    return 127 // most
 
 
 def row_scales(scales: Array, largest: int) -> Array:

@@ -146,7 +146,7 @@ def _first_book(
     weights = how["weights"]
     if weights is not None:
         weights = np.broadcast_to(weights, values.shape)[:: max(1, len(values) // _PART)]
-    tried = []
+    tried: list[tuple[float, Floats]] = []
     for _ in range(_STARTS):
         book = _lloyd(
             part, _drawn(part, entries, rng)[None], 12, rng, 1, {**how, "weights": weights}
@@ -208,5 +208,5 @@ def _revive(
         if not errors.any():
             continue
         share = errors / errors.sum()
-        at = rng.choice(len(values), min(unused.size, np.count_nonzero(share)), False, share)
+        at = rng.choice(len(values), min(unused.size, int(np.count_nonzero(share))), False, share)
         book[unused[: at.size]] += left[at] + book[codes[at, index]] - book[unused[: at.size]]

@@ -72,7 +72,8 @@ def pattern_magnitudes() -> npt.NDArray[np.int8]:
     """The 256 patterns in quarters: ``[256, 8]`` of 2, 6 and 10."""
     masks = np.array([[three, five] for three, five in _pattern_masks()])
     bits = masks[:, :, None] >> np.arange(E8P_WIDTH) & 1
-    return (2 + 4 * bits.sum(axis=1)).astype(np.int8)
+    magnitudes: npt.NDArray[np.int8] = (2 + 4 * bits.sum(axis=1)).astype(np.int8)
+    return magnitudes
 
 
 @functools.cache

@@ -84,7 +84,8 @@ def _solve_line(entries: int) -> Floats:
         if np.abs(new - grid).max() < 1e-9:
             break
         grid = new
-    return grid[:, None].astype(np.float32)
+    column: Floats = grid[:, None].astype(np.float32)
+    return column
 
 
 def _normal_quantiles(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -95,4 +96,5 @@ def _normal_quantiles(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
         middle = (low + high) / 2
         too_low = (1 + erf(middle / math.sqrt(2))) / 2 < shares
         low, high = np.where(too_low, middle, low), np.where(too_low, high, middle)
-    return (low + high) / 2
+    found: npt.NDArray[np.float64] = (low + high) / 2
+    return found

@@ -66,7 +66,8 @@ def _hybrid(states: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
     sizes, factor = _native.trellis_hybrid()
     table = np.array([*sizes, *(-size for size in sizes)], np.int32)
     mixed = (states * np.uint32(factor)).view(np.uint8).reshape(-1, 4)[:, 2:]
-    return table[mixed & 127]
+    values: npt.NDArray[np.int32] = table[mixed & 127]
+    return values
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,7 +138,7 @@ class _Turn:
         return {**arrays, "codes": codes}
 
     def _searched(
-        self, arrays: Arrays, codes: Array, points: Floats, pull: Floats, scale: Floats, start: int
+        self, arrays: Arrays, codes: Array, points: Array, pull: Array, scale: Array, start: int
     ) -> tuple[Array, Floats]:
         """Codes of one run and what they stand for: better ones, or those there are."""
         fmt = self.fmt
@@ -233,7 +233,7 @@ class _Turn:
         ) * fmt.entries + codes
         return found
 
-    def _gathered(self, arrays: Arrays, values: Floats) -> npt.NDArray[np.float64]:
+    def _gathered(self, arrays: Arrays, values: Array) -> npt.NDArray[np.float64]:
         """Sums of values times scales over the weights that each number of an entry stands for."""
         fmt = self.fmt
         which = self._entries(arrays).reshape(-1, fmt.books)
