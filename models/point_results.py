@@ -45,10 +45,33 @@ ROTATED: tuple[Row, ...] = (
 )
 """What comes before rounding."""
 
+_GPTQ = (
+    "int4_g128_asym_f16",
+    "int3_g128_asym_f16",
+    "int2_g64_asym_f16",
+    "int4_g128_two",
+    "lut4",
+    "lut3",
+    "trellis4_hyb",
+    "trellis3_hyb",
+    "trellis2_hyb",
+    "trellis2_hyb_l12",
+    "e8p4",
+    "e8p3",
+    "e8p2",
+    "vq_d2n256",
+    "vq_d4n256",
+    "aq_m2d8n256",
+    "higgs_d2n256_g256",
+    "ternary2_g128_f16",
+    "ternary_g64_f16",
+)
 POINTS: Mapping[str, Mapping[str, Any]] = {
-    "int4_g128_asym_f16, GPTQ": {"format": "int4_g128_asym_f16"},
-    "int3_g128_asym_f16, GPTQ": {"format": "int3_g128_asym_f16"},
-    "int2_g64_asym_f16, GPTQ": {"format": "int2_g64_asym_f16"},
+    **{f"{name}, GPTQ": {"format": name} for name in _GPTQ},
+    "lut4, LNQ": {"format": "lut4", "solver": "lnq"},
+    "lut3, LNQ": {"format": "lut3", "solver": "lnq"},
+    "lut2, LNQ": {"format": "lut2", "solver": "lnq"},
+    "aq_m2d8n256, beam search": {"format": "aq_m2d8n256", "solver": "beam_search"},
 }
 """The rows: settings of ``quantize_weights``; GPTQ (LDLQ) unless one names another solver."""
 
