@@ -465,20 +465,30 @@ def test_bias_codes_fit_and_scales_are_the_product():
 
 
 def near_ties():
-    """Two layers before a softmax of great gain: rounding turns rows whose best two are close."""
-    return model(
+    """Two layers before a softmax of great gain: rounding turns rows whose best two are close.
+
+    Its numbers are its own, and so are those of its samples: whether a row is close enough to turn
+    is up to them, and other tests draw from the shared generator any number of times.
+    """
+    rng = np.random.default_rng(7)
+
+    def own(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    samples = [{"x": own(64, 32)} for _ in range(4)]
+    found = model(
         "main (float[n, 32] x) => (float[n, 16] y) <float[1] w = {0}, float[1] u = {0},"
         " float[1] g = {0}> { h = MatMul(x, w) r = Relu(h) l = MatMul(r, u) s = Mul(l, g)"
         " y = Softmax<axis = -1>(s) }",
-        w=normal(32, 32),
-        u=normal(32, 16),
+        w=own(32, 32),
+        u=own(32, 16),
         g=np.array(20, np.float32),
     )
+    return found, samples
 
 
 def test_what_is_kept_together_is_checked_on_the_quantized_model():
-    m = near_ties()
-    data = [{"x": normal(64, 32)} for _ in range(4)]
+    m, data = near_ties()
     report = quantize(m.clone(), data, min_output_db=300.0, check_together=True)
     assert not report.changed
     quiet = m.clone()
@@ -495,8 +505,7 @@ def test_what_is_kept_together_is_checked_on_the_quantized_model():
 
 
 def test_decisions_may_change_when_the_recipe_says_so():
-    m = near_ties()
-    data = [{"x": normal(64, 32)} for _ in range(4)]
+    m, data = near_ties()
     strict, free, unchecked = (
         quantize(m.clone(), data, min_output_db=15.0, **options)
         for options in ({}, {"changed_decisions": 1.0}, {"check_together": False})
