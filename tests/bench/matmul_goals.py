@@ -92,7 +92,7 @@ def judged(rows: Sequence[dict]) -> Iterable[dict]:
 
 def _judged(goal: Goal, ours: dict, best: dict) -> dict:
     # The set is measured in pairs: each side has its own rounds of the side it is compared with.
-    base = ours.get("base_us") or best["us"]
+    base = ours["base_us"] if ours["shape"] == SET else best["us"]
     ratios = [theirs / mine for theirs, mine in zip(base, ours["us"], strict=True)]
     ratio = statistics.median(ratios)
     return {
