@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxq.errors import UnsupportedGraph
 from onnxq.graph.walk import OPERATOR_DOMAIN
 
-__all__ = ["DOMAIN", "add_function"]
+__all__ = ["DOMAIN", "add_function", "rounded_product"]
 
 DOMAIN = OPERATOR_DOMAIN
 
@@ -50,3 +50,23 @@ def add_function(model: ir.Model, name: str, text: str, *, lowest_opset: int) ->
     for node in function:
         node.name = f"{DOMAIN}.{name}/{node.outputs[0].name}"  # unique in any model
     model.functions[key] = function
+
+
+def rounded_product(last_axis: str) -> str:
+    """The end of a body that rounds tokens to int8: from ``A`` and ``weight_turned`` to ``Y``.
+
+    Args:
+        last_axis: the constant that holds -1; ``most`` and ``least`` are constants of the body too.
+    """
+    return f"""    a = Cast<to = 1>(A)
+    magnitude = Abs(a)
+    found = ReduceMax<keepdims = 1>(magnitude, {last_axis})
+    largest = Max(found, least)
+    inverse = Div(most, largest)
+    stretched = Mul(a, inverse)
+    q = Round(stretched)
+    product = MatMul(q, weight_turned)
+    token_scale = Div(largest, most)
+    y = Mul(product, token_scale)
+    Y = CastLike(y, A)
+"""

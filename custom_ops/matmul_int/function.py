@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxq.custom_ops.functions import rounded_product
 from onnxq.custom_ops.spec import OperatorSpec
 from onnxq.formats import Format, IntFormat, PerBlock
 
@@ -97,18 +98,7 @@ MatMulInt <rows, columns, bits, group, signed, activation_bits> (A, codes, scale
     weight = Mul(multiple, scale_factor)
     weight_turned = Transpose<perm = [1, 0]>(weight)
 
-    a = Cast<to = 1>(A)
-    magnitude = Abs(a)
-    found = ReduceMax<keepdims = 1>(magnitude, last_axis)
-    largest = Max(found, least)
-    inverse = Div(most, largest)
-    stretched = Mul(a, inverse)
-    q = Round(stretched)
-    product = MatMul(q, weight_turned)
-    token_scale = Div(largest, most)
-    y = Mul(product, token_scale)
-    Y = CastLike(y, A)
-}}
+{rounded_product("last_axis")}}}
 """
 
 

@@ -12,6 +12,7 @@ numbers of five digits to the base 3, the lowest first, each a trit and 1.
 
 from __future__ import annotations
 
+from onnxq.custom_ops.functions import rounded_product
 from onnxq.custom_ops.spec import OperatorSpec
 from onnxq.formats import Format
 from onnxq.formats.ternary import TernaryFormat
@@ -20,7 +21,8 @@ __all__ = ["MATMUL_TERNARY"]
 
 _INT32 = 2**31 - 1
 
-_BODY = """
+_BODY = (
+    """
 MatMulTernary <rows, columns, group, planes, activation_bits> (A, codes, scales) => (Y) {
     nothing = Constant<value = int64 {0}>()
     same = Constant<value = int64[1] {0}>()
@@ -59,19 +61,10 @@ MatMulTernary <rows, columns, group, planes, activation_bits> (A, codes, scales)
     weight = ReduceSum<keepdims = 0>(products, first)
     weight_turned = Transpose<perm = [1, 0]>(weight)
 
-    a = Cast<to = 1>(A)
-    magnitude = Abs(a)
-    found = ReduceMax<keepdims = 1>(magnitude, rest)
-    largest = Max(found, least)
-    inverse = Div(most, largest)
-    stretched = Mul(a, inverse)
-    q = Round(stretched)
-    product = MatMul(q, weight_turned)
-    token_scale = Div(largest, most)
-    y = Mul(product, token_scale)
-    Y = CastLike(y, A)
-}
 """
+    + rounded_product("rest")
+    + "}\n"
+)
 
 
 def _attributes(fmt: Format, shape: tuple[int, int]) -> dict[str, int]:
