@@ -12,11 +12,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxq.custom_ops import library_path
 from onnxq.custom_ops.catalog import has_kernels
 from onnxq.errors import OnnxqError
 from onnxq.export.genai import read_json
 from onnxq.graph.walk import walk_nodes
+from onnxq.runtime import ops_library
 
 __all__ = ["bundle_library"]
 
@@ -38,7 +38,7 @@ def bundle_library(model: ir.Model, folder: Path) -> str:
     if not used:
         return "not needed"
     try:
-        library = library_path()
+        library = Path(ops_library())
     except OnnxqError:
         return f"not built in this installation: functions stand for {', '.join(used)}"
     shutil.copyfile(library, folder / library.name)

@@ -1,7 +1,8 @@
 """onnxq turns trained models into verified, quantized ONNX artifacts.
 
-The public verbs are `load`, `quantize`, `compare` and `evaluate`; they are imported on first
-use, so ``import onnxq`` is fast and needs neither torch nor a runtime.
+The public verbs are `load`, `quantize`, `compare` and `evaluate`, and `ops_library` is where the
+kernels of our operators are; all are imported on first use, so ``import onnxq`` is fast and needs
+neither torch nor a runtime.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from onnxq.api import Quantized, compare, load, quantize
     from onnxq.errors import OnnxqError
     from onnxq.quality import evaluate as evaluate
+    from onnxq.runtime import ops_library
 
 __all__ = [
     "OnnxqError",
@@ -20,6 +22,7 @@ __all__ = [
     "compare",
     "evaluate",
     "load",
+    "ops_library",
     "quantize",
 ]
 
@@ -30,6 +33,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("onnxq.evaluate")
     if name == "OnnxqError":
         return importlib.import_module("onnxq.errors").OnnxqError
+    if name == "ops_library":
+        return importlib.import_module("onnxq.runtime").ops_library
     if name in __all__:
         return getattr(importlib.import_module("onnxq.api"), name)
     raise AttributeError(f"module 'onnxq' has no attribute {name!r}")

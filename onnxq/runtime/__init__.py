@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxq.runtime.inputs import random_samples
-from onnxq.runtime.operators import library_path
+from onnxq.runtime.operators import ops_library
 from onnxq.runtime.session import Session, TensorSpec, open_session
 
-__all__ = ["Session", "TensorSpec", "library_path", "open_session", "random_samples"]
+__all__ = ["Session", "TensorSpec", "open_session", "ops_library", "random_samples"]

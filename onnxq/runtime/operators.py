@@ -14,14 +14,14 @@ from typing import Any
 
 from onnxq.errors import OnnxqError
 
-__all__ = ["library_path", "register_operators"]
+__all__ = ["ops_library", "register_operators"]
 
 _NAMES = ("libonnxq_ops.so", "libonnxq_ops.dylib", "onnxq_ops.dll")
 _SWITCH = "ONNXQ_CUSTOM_OPS"
 
 
-def library_path() -> Path:
-    """The shared library to give to ``SessionOptions.register_custom_ops_library``.
+def ops_library() -> str:
+    """The path of the library to give to ``SessionOptions.register_custom_ops_library``.
 
     Raises:
         OnnxqError: onnxq was installed without its native part.
@@ -32,7 +32,7 @@ def library_path() -> Path:
             f"This installation of onnxq has no {_NAMES[0]}: build it with 'pip install .' from "
             "the sources. Models run without it, by the functions they carry."
         )
-    return found
+    return str(found)
 
 
 def register_operators(options: Any, wanted: bool | None) -> None:

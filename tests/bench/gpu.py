@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.custom_ops import library_path
+from onnxq import ops_library
 from tests.gpu.driver import Gpu, NoGpu
 from tests.gpu.kernels import Kernels, Weight
 
@@ -52,7 +52,7 @@ def run(argv: list[str]) -> None:
     except NoGpu as reason:
         print(f"No kernel was run: {reason}")
         return
-    if not hasattr(ctypes.CDLL(str(library_path())), "onnxq_matmul_int_cuda"):
+    if not hasattr(ctypes.CDLL(ops_library()), "onnxq_matmul_int_cuda"):
         print("The library has no CUDA kernels: building it again, with nvcc.")
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", str(ROOT)], check=True)
     if not options.no_checks:
@@ -77,7 +77,7 @@ def table(gpu: Gpu, rounds: int) -> list[str]:
         "| format | rows x columns | tokens | µs | float16 µs | times as fast | of the bandwidth |",
         "|---|---|---|---|---|---|---|",
     ]
-    kernels = Kernels(library_path(), gpu)
+    kernels = Kernels(ops_library(), gpu)
     for (rows, columns), name in itertools.product(SHAPES, FORMATS):
         weight = np.random.default_rng(0).standard_normal((rows, columns)).astype(np.float32)
         with Weight(kernels, name, weight) as stored:

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-import onnxq.custom_ops
+import onnxq
 from onnxq.custom_ops.hadamard import hadamard_node, hadamard_reference, is_hadamard
 from onnxq.errors import OnnxqError, UnsupportedGraph
 from onnxq.graph import load, save
@@ -203,7 +203,7 @@ def test_plain_onnxruntime_takes_the_library(tmp_path):
     x, results = draw(3, 576), []
     for _ in range(2):  # one domain for all sessions
         options = onnxruntime.SessionOptions()
-        options.register_custom_ops_library(str(onnxq.custom_ops.library_path()))
+        options.register_custom_ops_library(onnxq.ops_library())
         session = onnxruntime.InferenceSession(str(path), options)
         results.append(session.run(None, {"x": x})[0])
     assert np.array_equal(results[0], kernel_bits(x, 576))
@@ -211,7 +211,7 @@ def test_plain_onnxruntime_takes_the_library(tmp_path):
     plain = onnxruntime.InferenceSession(str(path)).run(None, {"x": x})[0]
     assert np.abs(plain - results[0]).max() < 1e-5
     with pytest.raises(Exception, match="Domain already set"):
-        options.register_custom_ops_library(str(onnxq.custom_ops.library_path()))
+        options.register_custom_ops_library(onnxq.ops_library())
         onnxruntime.InferenceSession(str(path), options)
 
 
@@ -219,7 +219,7 @@ def test_an_installation_without_the_library_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
     operators._library.cache_clear()
     with pytest.raises(OnnxqError, match=r"has no libonnxq_ops\.so: build it"):
-        onnxq.custom_ops.library_path()
+        onnxq.ops_library()
     operators._library.cache_clear()
 
 

@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-import onnxq.custom_ops
+import onnxq
 from onnxq.custom_ops.hadamard import is_hadamard
 from onnxq.export import from_gguf
 from onnxq.export.operator_library import bundle_library
@@ -37,7 +38,7 @@ def test_genai_generates_what_the_plain_model_says(folders, tmp_path, with_libra
     exported, rotated = folders
     here = shutil.copytree(rotated, tmp_path / "model")
     if with_library:
-        library = onnxq.custom_ops.library_path().name
+        library = Path(onnxq.ops_library()).name
         done = bundle_library(load(here / "model.onnx"), here)
         assert done == f"{library} holds the kernels of Hadamard"
         config = json.loads((here / "genai_config.json").read_text())

@@ -1,12 +1,12 @@
 """A decoder of 2-bit tables or codebooks generates in onnxruntime-genai, without kernels too."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import onnxq
-import onnxq.custom_ops
 from onnxq.export import from_gguf
 from onnxq.models.smollm2 import gguf_path
 from onnxq.runtime import open_session
@@ -21,7 +21,7 @@ def settings(fmt):
 
 def without_library(folder):
     """The same files, so that the functions run."""
-    (folder / onnxq.custom_ops.library_path().name).unlink()
+    (folder / Path(onnxq.ops_library()).name).unlink()
     path = folder / "genai_config.json"
     config = json.loads(path.read_text())
     del config["model"]["decoder"]["session_options"]["custom_ops_library"]
@@ -54,7 +54,7 @@ def test_a_tiny_one(fmt, make_gguf, tmp_path, greedy_tokens):
     )
     artifact = onnxq.quantize(exported.folder, "int4", out=tmp_path / "out", set=settings(fmt))
     assert sum(site.format == fmt for site in artifact.quantized_sites) >= 7
-    assert (tmp_path / "out" / onnxq.custom_ops.library_path().name).is_file()
+    assert (tmp_path / "out" / Path(onnxq.ops_library()).name).is_file()
     assert_generates(tmp_path / "out", [5, 17, 40], 24, greedy_tokens)
 
 

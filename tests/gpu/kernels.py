@@ -6,7 +6,6 @@ GPU (`tests.gpu.driver`) and, compiled as C++, on the CPU (`tests.gpu.on_cpu`).
 
 import contextlib
 import ctypes
-from pathlib import Path
 
 import numpy as np
 
@@ -130,8 +129,8 @@ class Kernels:
     waits for what runs, and ``free(address)``.
     """
 
-    def __init__(self, library: Path, memory) -> None:
-        self.path, self.library, self.memory = library, ctypes.CDLL(str(library)), memory
+    def __init__(self, library: str, memory) -> None:
+        self.path, self.library, self.memory = library, ctypes.CDLL(library), memory
 
     def product(self, name, numbers, call) -> None:
         """Start ``onnxq_matmul_<name>_cuda``.

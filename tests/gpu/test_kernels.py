@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from onnxq.custom_ops import library_path
+from onnxq import ops_library
 from onnxq.custom_ops.hadamard import hadamard_reference
 from tests.gpu.driver import Gpu, NoGpu
 from tests.gpu.kernels import Kernels, Weight
@@ -20,9 +20,9 @@ def kernels():
         gpu = Gpu()
     except NoGpu as reason:
         pytest.skip(str(reason))
-    if not hasattr(ctypes.CDLL(str(library_path())), "onnxq_matmul_int_cuda"):
+    if not hasattr(ctypes.CDLL(ops_library()), "onnxq_matmul_int_cuda"):
         pytest.skip("onnxq was built without nvcc, and has no CUDA kernels.")
-    return Kernels(library_path(), gpu)
+    return Kernels(ops_library(), gpu)
 
 
 @pytest.fixture(params=FORMATS)
