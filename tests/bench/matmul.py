@@ -1,9 +1,10 @@
 """Matmuls with stored weights: operators of onnxq, of ONNX Runtime, and of other libraries.
 
 All sides of a case alternate in one process: in each round every side makes as many calls as fit
-into a fraction of a second, after a pause in which the threads of the side before fall asleep. The
-ratio is the median over rounds. Beside each time stands the least that the machine could take, from
-bytes per second and operations per second measured on it (`tests.bench.roofline`).
+into a fraction of a second, once the threads of the side before are asleep; each thread stays on a
+core of its own. The ratio is the median over rounds. Beside each time stands the least that the
+machine could take, from bytes per second and operations per second measured on it
+(`tests.bench.roofline`).
 """
 
 import argparse
@@ -20,13 +21,12 @@ from onnxq.formats import FAMILIES
 from tests.bench.matmul_goals import SET, judged
 from tests.bench.matmul_peers import folder_of, peer_names, peer_side
 from tests.bench.matmul_sides import OWN, Side, onnxq_names, runtime_side
-from tests.bench.measure import alternate, machine
+from tests.bench.measure import alternate, machine, pin_threads, wait_for_rest
 from tests.bench.roofline import Roofline, measure_roofline
 
 SHAPES = ("4096x4096", "11008x4096", "576x1536")
 BASE = "MatMulNBits 4-bit g128"
 INTEGERS = ("int4_g128", "int4", "int3_g128", "int2_g128")
-_SETTLE = 0.003  # seconds
 
 
 def open_side(name: str, shape, threads: int, options, set_bytes: int = 0) -> Side | None:
@@ -44,10 +44,13 @@ def names_of(shape, threads: int, options) -> list[str]:
     return [n for n in names if n == BASE or not wanted or any(part in n for part in wanted)]
 
 
-def timed(sides: dict[str, Side], x: np.ndarray, options) -> dict[str, list[float]]:
-    """Microseconds of one weight, by side, in each round."""
+def timed(sides: dict[str, Side], x: np.ndarray, threads: int, options) -> dict[str, list[float]]:
+    """Microseconds of one weight, by side, in each round; each thread stays on a core."""
     calls = {name: side.bound(x) for name, side in sides.items()}
-    times = alternate(calls, options.rounds, options.seconds, time.perf_counter, _SETTLE)
+    for call in calls.values():
+        call()
+    pin_threads(threads)
+    times = alternate(calls, options.rounds, options.seconds, time.perf_counter, wait_for_rest)
     return {name: [one / sides[name].weights for one in taken] for name, taken in times.items()}
 
 
@@ -79,7 +82,7 @@ def measure_case(text: str, threads: int, roof: Roofline, options) -> list[dict]
     rows = []
     for tokens in options.tokens:
         x = np.random.default_rng(1).standard_normal((tokens, shape[1]), np.float32)
-        times = timed(sides, x, options)
+        times = timed(sides, x, threads, options)
         case = {"threads": threads, "shape": text, "tokens": tokens}
         rows += [
             row_of(side, times[name], times[BASE], roof, case, shape)
@@ -102,7 +105,7 @@ def measure_set(threads: int, roof: Roofline, options) -> list[dict]:
         side = base if name == BASE else open_side(name, shape, threads, options, size)
         if side is None:
             continue
-        times = timed({name: side, BASE: base}, x, options)
+        times = timed({name: side, BASE: base}, x, threads, options)
         rows.append(row_of(side, times[name], times[BASE], roof, case, shape))
         if side is not base:
             side.close()

@@ -6,10 +6,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from onnxq.runtime.machine import machine
+
+_CORES = os.sched_getaffinity(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +67,51 @@ def report(title: str, samples: dict[str, list[Sample]], ours: str) -> None:
             )
 
 
+def pin_threads(threads: int) -> None:
+    """Keep the main thread of this process on the first core, and all others on those behind it.
+
+    A pool whose thread was woken on the core of the one that waits for it costs whole ticks of the
+    scheduler, and which pool meets this is chance. Pools are assumed to have been opened one after
+    the other, each with ``threads - 1`` threads of its own.
+    """
+    cores = sorted(_CORES)[:threads]
+    if len(cores) < threads:
+        raise SystemExit(f"{threads} threads are wanted, and this process has {len(cores)} cores.")
+    main, *others = sorted(int(task.name) for task in Path("/proc/self/task").iterdir())
+    os.sched_setaffinity(main, cores[:1])
+    for number, thread in enumerate(others):
+        os.sched_setaffinity(thread, [(cores[1:] or cores)[number % max(1, threads - 1)]])
+
+
+def wait_for_rest(most: float = 2.0) -> None:
+    """Wait until no other thread of this process runs, for so many seconds at most.
+
+    Idle threads of a pool spin before they sleep: for tens of milliseconds in ONNX Runtime, for
+    hundreds in ggml.
+    """
+    end = time.perf_counter() + most
+    while time.perf_counter() < end:
+        time.sleep(0.005)
+        me = str(threading.get_native_id())
+        stats = [
+            (task / "stat").read_text()
+            for task in Path("/proc/self/task").iterdir()
+            if task.name != me
+        ]
+        if all(stat.rpartition(")")[2].split()[0] != "R" for stat in stats):
+            return
+
+
 def alternate(
     sides: dict[str, Callable[[], object]],
     rounds: int,
     seconds: float,
     clock: Callable[[], float],
-    settle: float = 0.0,
+    settle: Callable[[], None] | None = None,
 ) -> dict[str, list[float]]:
     """Microseconds of a call of each side in each round: as many calls as fit into ``seconds``.
 
-    With ``settle`` there is a pause of so many seconds before each side, in which threads of the
-    side before stop to spin, and one call that is not timed.
+    With ``settle`` it is called before each side, and then one call that is not timed.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     calls = {}
@@ -84,8 +122,8 @@ def alternate(
         calls[name] = max(1, int(seconds / (clock() - start + 1e-9)))
     for _ in range(rounds):
         for name, side in sides.items():
-            if settle:
-                time.sleep(settle)
+            if settle is not None:
+                settle()
                 side()
             start = clock()
             for _ in range(calls[name]):
