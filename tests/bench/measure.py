@@ -6,7 +6,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,10 +76,20 @@ def pin_threads(threads: int) -> None:
     cores = sorted(_CORES)[:threads]
     if len(cores) < threads:
         raise SystemExit(f"{threads} threads are wanted, and this process has {len(cores)} cores.")
-    main, *others = sorted(int(task.name) for task in Path("/proc/self/task").iterdir())
-    os.sched_setaffinity(main, cores[:1])
-    for number, thread in enumerate(others):
+    os.sched_setaffinity(os.getpid(), cores[:1])
+    for number, thread in enumerate(_other_threads()):
         os.sched_setaffinity(thread, [(cores[1:] or cores)[number % max(1, threads - 1)]])
+
+
+def _other_threads() -> list[int]:
+    """Threads of this process but the main one, in the order in which they began."""
+    begun = {int(task.name): _stat(task)[19] for task in Path("/proc/self/task").iterdir()}
+    return sorted(begun.keys() - {os.getpid()}, key=lambda thread: (int(begun[thread]), thread))
+
+
+def _stat(task: Path) -> list[str]:
+    """What the kernel tells of a thread (proc_pid_stat(5)), from its state, field 3, onwards."""
+    return (task / "stat").read_text().rpartition(")")[2].split()
 
 
 def wait_for_rest(most: float = 2.0) -> None:
@@ -92,13 +101,8 @@ def wait_for_rest(most: float = 2.0) -> None:
     end = time.perf_counter() + most
     while time.perf_counter() < end:
         time.sleep(0.005)
-        me = str(threading.get_native_id())
-        stats = [
-            (task / "stat").read_text()
-            for task in Path("/proc/self/task").iterdir()
-            if task.name != me
-        ]
-        if all(stat.rpartition(")")[2].split()[0] != "R" for stat in stats):
+        tasks = (Path("/proc/self/task") / str(thread) for thread in _other_threads())
+        if all(_stat(task)[0] != "R" for task in tasks):
             return
 
 
