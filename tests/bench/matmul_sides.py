@@ -171,6 +171,10 @@ def _onnxq_model(spec: OperatorSpec, fmt: Format, arrays, shape: Shape, weights:
 
 
 def _stored(graph: ir.Graph, arrays: Arrays, index: int) -> dict[str, ir.Value]:
+    """Arrays of one of many weights; no two are alike, or the runtime would keep one for all."""
+    arrays = {**arrays}
+    for name in {"weight", "codes"} & arrays.keys():
+        arrays[name] = np.roll(arrays[name], index, axis=0)
     return {
         name: add_weight(
             graph,

@@ -12,10 +12,24 @@ from onnxq.runtime import open_session
 
 INSTRUCTIONS = ("generic", "avx2", "avx512", "vnni", "amx")
 TOKENS = (1, 2, 7, 128)
+UNIT = 2.0**-24
 
 
 def draw(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def activations(columns):
+    """Tokens of every number: with outliers, of zeros, tiny."""
+    found = []
+    for count in TOKENS:
+        x = draw(count, columns, seed=count)
+        x[0, 0] *= 50
+        if count > 2:
+            x[1] = 0
+            x[2] *= 1e-25
+        found.append(x)
+    return found
 
 
 def one_node_model(spec, fmt, packed, shape, *, dtype=ir.DataType.FLOAT, opset=21, leading=("n",)):

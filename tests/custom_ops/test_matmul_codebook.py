@@ -9,9 +9,15 @@ from onnxq.custom_ops.matmul_int import rounded_tokens
 from onnxq.errors import OnnxqError
 from onnxq.formats import parse_format
 from onnxq.runtime import open_session
-from tests.custom_ops.matmul_cases import INSTRUCTIONS, TOKENS, draw, one_node_model, run
+from tests.custom_ops.matmul_cases import (
+    INSTRUCTIONS,
+    UNIT,
+    activations,
+    draw,
+    one_node_model,
+    run,
+)
 
-UNIT = 2.0**-24
 CASES = [
     ("vq_d4n256", (67, 52)),
     ("vq_d4n256", (200, 1100)),
@@ -61,19 +67,6 @@ def model_of(name, shape, *, activation_bits=8, **options):
     (node,) = model.graph
     node.attributes["activation_bits"] = ir.AttrInt64("activation_bits", activation_bits)
     return model, fmt.decode(arrays)
-
-
-def activations(columns):
-    """Tokens of every number: with outliers, of zeros, tiny."""
-    found = []
-    for count in TOKENS:
-        x = draw(count, columns, seed=count)
-        x[0, 0] *= 50
-        if count > 2:
-            x[1] = 0
-            x[2] *= 1e-25
-        found.append(x)
-    return found
 
 
 def assert_close(y, x, weight, activation_bits=8):

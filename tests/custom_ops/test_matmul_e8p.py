@@ -12,9 +12,15 @@ from onnxq.errors import OnnxqError
 from onnxq.formats import parse_format
 from onnxq.graph import load, save
 from onnxq.runtime import open_session
-from tests.custom_ops.matmul_cases import INSTRUCTIONS, TOKENS, draw, one_node_model, run
+from tests.custom_ops.matmul_cases import (
+    INSTRUCTIONS,
+    UNIT,
+    activations,
+    draw,
+    one_node_model,
+    run,
+)
 
-UNIT = 2.0**-24
 SHAPES = [(1, 8), (17, 64), (75, 296), (33, 1096)]
 BITS = (2, 3, 4)
 OWN = INSTRUCTIONS[:-1]  # there is nothing for AMX: it takes what VNNI takes
@@ -51,19 +57,6 @@ def model_of(name, shape, *, activation_bits=8, **options):
     fmt, arrays = arrays_of(name, shape)
     spec = spec_with(activation_bits)
     return one_node_model(spec, fmt, fmt.pack(arrays), shape, **options), fmt.decode(arrays)
-
-
-def activations(columns):
-    """Tokens of every number: with an outlier, of zeros, tiny."""
-    found = []
-    for count in TOKENS:
-        x = draw(count, columns, seed=count)
-        x[0, 0] *= 50
-        if count > 2:
-            x[1] = 0
-            x[2] *= 1e-25
-        found.append(x)
-    return found
 
 
 def assert_close(y, x, weight, activation_bits):

@@ -10,9 +10,15 @@ from onnxq.custom_ops.matmul_int import MATMUL_INT, matmul_int_reference, rounde
 from onnxq.errors import OnnxqError
 from onnxq.formats import parse_format
 from onnxq.runtime import open_session
-from tests.custom_ops.matmul_cases import INSTRUCTIONS, TOKENS, draw, one_node_model, run
+from tests.custom_ops.matmul_cases import (
+    INSTRUCTIONS,
+    UNIT,
+    activations,
+    draw,
+    one_node_model,
+    run,
+)
 
-UNIT = 2.0**-24
 CASES = [
     ("int1_g32", (17, 64)),
     ("int1_g64_asym_two", (33, 200)),
@@ -56,19 +62,6 @@ def arrays_of(name, shape, seed=0):
 def model_of(name, shape, **options):
     fmt, arrays = arrays_of(name, shape)
     return one_node_model(MATMUL_INT, fmt, fmt.pack(arrays), shape, **options), fmt.decode(arrays)
-
-
-def activations(columns):
-    """Tokens of every number: with outliers, of zeros, tiny."""
-    found = []
-    for count in TOKENS:
-        x = draw(count, columns, seed=count)
-        x[0, 0] *= 50
-        if count > 2:
-            x[1] = 0
-            x[2] *= 1e-25
-        found.append(x)
-    return found
 
 
 def assert_close(y, x, weight, groups):

@@ -8,9 +8,15 @@ from onnxq.custom_ops.matmul_int import rounded_tokens
 from onnxq.custom_ops.matmul_ternary import MATMUL_TERNARY, matmul_ternary_reference
 from onnxq.errors import OnnxqError
 from onnxq.formats import parse_format
-from tests.custom_ops.matmul_cases import INSTRUCTIONS, TOKENS, draw, one_node_model, run
+from tests.custom_ops.matmul_cases import (
+    INSTRUCTIONS,
+    UNIT,
+    activations,
+    draw,
+    one_node_model,
+    run,
+)
 
-UNIT = 2.0**-24
 CASES = [
     ("ternary", (17, 64)),
     ("ternary", (1, 1)),
@@ -42,19 +48,6 @@ def arrays_of(name, shape, seed=0):
 def model_of(name, shape, seed=0, **options):
     fmt, arrays = arrays_of(name, shape, seed)
     return one_node_model(MATMUL_TERNARY, fmt, fmt.pack(arrays), shape, **options), fmt, arrays
-
-
-def activations(columns):
-    """Tokens of every number: with outliers, of zeros, tiny."""
-    found = []
-    for count in TOKENS:
-        x = draw(count, columns, seed=count)
-        x[0, 0] *= 50
-        if count > 2:
-            x[1] = 0
-            x[2] *= 1e-25
-        found.append(x)
-    return found
 
 
 def assert_close(y, x, fmt, arrays, terms):
