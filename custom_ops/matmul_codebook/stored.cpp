@@ -16,14 +16,6 @@ int StoredCodes::code(int64_t row, int64_t lookup) const {
   return word >> shift & ((1 << bits) - 1);
 }
 
-// Zeros for `count` items, at the start of a cache line.
-template <class Item>
-Item* PackedCodes::room(std::vector<Line>& memory, int64_t count) {
-  const size_t bytes = static_cast<size_t>(count) * sizeof(Item);
-  memory.assign((bytes + sizeof(Line) - 1) / sizeof(Line), Line{});
-  return reinterpret_cast<Item*>(memory.data());
-}
-
 PackedCodes::PackedCodes(const StoredCodes& stored) : matrix_{} {
   CodeMatrix& w = matrix_;
   w.rows = stored.rows;
@@ -39,10 +31,10 @@ PackedCodes::PackedCodes(const StoredCodes& stored) : matrix_{} {
   const int64_t blocks = (w.rows + kCodeRows - 1) / kCodeRows;
   const int64_t sets = stored.row_blocks() * w.column_books * w.books;
   const int64_t size = w.entries * w.dimension;
-  w.codes = room<uint8_t>(codes_, blocks * w.block_bytes);
-  w.scales = room<float>(scales_, blocks * w.groups * kCodeRows);
-  w.offsets = room<int32_t>(offsets_, blocks * static_cast<int64_t>(w.tiles.size()) * kCodeRows);
-  int8_t* const books = room<int8_t>(books_, sets * size + 8);
+  w.codes = codes_.zeros<uint8_t>(blocks * w.block_bytes);
+  w.scales = scales_.zeros<float>(blocks * w.groups * kCodeRows);
+  w.offsets = offsets_.zeros<int32_t>(blocks * static_cast<int64_t>(w.tiles.size()) * kCodeRows);
+  int8_t* const books = books_.zeros<int8_t>(sets * size + 8);
   std::memcpy(books, stored.codebook, static_cast<size_t>(sets * size));
   w.codebook = books;
   std::vector<int32_t> sums(static_cast<size_t>(sets * w.entries));  // of entries
@@ -121,8 +113,8 @@ void PackedCodes::pack_block(const StoredCodes& stored, const std::vector<int32_
 void PackedCodes::pack_tables(const StoredCodes& stored, const std::vector<int32_t>& sums) {
   CodeMatrix& w = matrix_;
   const int64_t sets = stored.row_blocks() * w.column_books * w.books;
-  int8_t* const books = room<int8_t>(table_books_, sets * w.table_bytes());
-  int32_t* const offsets = room<int32_t>(table_offsets_, sets * w.entries);
+  int8_t* const books = table_books_.zeros<int8_t>(sets * w.table_bytes());
+  int32_t* const offsets = table_offsets_.zeros<int32_t>(sets * w.entries);
   const int64_t parts = w.dimension == 8 ? 2 : 1, width = std::min(w.dimension, 4);
   for (int64_t at = 0; at < sets * w.entries; ++at) {
     const int64_t set = at / w.entries, entry = at % w.entries, inner = entry % 64;

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "../cpu/memory.h"
 #include "matmul_codebook.h"
 
 namespace onnxq {
@@ -35,18 +36,12 @@ class PackedCodes {
   const CodeMatrix& matrix() const { return matrix_; }
 
  private:
-  struct alignas(64) Line {
-    uint8_t bytes[64];
-  };
-  template <class Item>
-  static Item* room(std::vector<Line>& memory, int64_t count);
-
   void cut_tiles(const StoredCodes& stored);
   void pack_block(const StoredCodes& stored, const std::vector<int32_t>& sums, int64_t block);
   void pack_tables(const StoredCodes& stored, const std::vector<int32_t>& sums);
 
   CodeMatrix matrix_;
-  std::vector<Line> codes_, scales_, offsets_, books_, table_books_, table_offsets_;
+  Memory codes_, scales_, offsets_, books_, table_books_, table_offsets_;
 };
 
 }  // namespace onnxq

@@ -1,25 +1,14 @@
 #include "e8p_stored.h"
 
-#include <algorithm>
-#include <cstdlib>
-#include <new>
-
 namespace onnxq {
-
-void PackedE8p::Free::operator()(uint8_t* memory) const { std::free(memory); }
 
 PackedE8p::PackedE8p(const StoredE8p& stored)
     : matrix_{stored.rows, stored.columns, stored.bits, nullptr, nullptr} {
   const int64_t blocks = (stored.rows + kE8pRows - 1) / kE8pRows;
   const int64_t codes = blocks * matrix_.block_bytes();
   const int64_t scales = blocks * kE8pRows * static_cast<int64_t>(sizeof(float));
-  const size_t all =
-      static_cast<size_t>(codes + (scales + kIntVector - 1) / kIntVector * kIntVector);
-  memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kIntVector, all)));
-  if (memory_ == nullptr) throw std::bad_alloc();
-  codes_ = memory_.get();
+  codes_ = memory_.zeros<uint8_t>(codes + scales);
   scales_ = reinterpret_cast<float*>(codes_ + codes);
-  std::fill_n(memory_.get(), all, uint8_t{0});
   for (int64_t row = 0; row < stored.rows; ++row) pack_row(stored, row);
   matrix_.codes = codes_;
   matrix_.scales = scales_;

@@ -1,8 +1,7 @@
 // A weight of E8P as it is stored in the file, and its repacking for the kernels.
 #pragma once
 
-#include <memory>
-
+#include "../cpu/memory.h"
 #include "matmul_e8p.h"
 
 namespace onnxq {
@@ -25,11 +24,8 @@ class PackedE8p {
  private:
   void pack_row(const StoredE8p& stored, int64_t row);
 
-  struct Free {
-    void operator()(uint8_t* memory) const;
-  };
   E8pMatrix matrix_;
-  std::unique_ptr<uint8_t, Free> memory_;
+  Memory memory_;
   uint8_t* codes_;
   float* scales_;
 };

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <new>
 #include <vector>
 
 namespace onnxq {
@@ -52,8 +51,6 @@ int StoredIntegers::zero(int64_t row, int64_t g) const {
   return bits_at(zeros + (zero_rows == 1 ? 0 : row) * bytes_of(groups()), g, bits);
 }
 
-void PackedIntegers::Free::operator()(uint8_t* memory) const { std::free(memory); }
-
 PackedIntegers::PackedIntegers(const StoredIntegers& stored) : matrix_{} {
   IntMatrix& w = matrix_;
   w.rows = stored.rows;
@@ -70,14 +67,10 @@ PackedIntegers::PackedIntegers(const StoredIntegers& stored) : matrix_{} {
   const int64_t scales = stored.ratios ? blocks * kIntRows : sides;
   const int64_t sizes[] = {codes, lines(scales * static_cast<int64_t>(sizeof(float))),
                            stored.ratios ? lines(sides) : 0, lines(sides)};
-  const size_t all = static_cast<size_t>(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
-  memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kIntVector, all)));
-  if (memory_ == nullptr) throw std::bad_alloc();
-  codes_ = memory_.get();
+  codes_ = memory_.zeros<uint8_t>(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
   scales_ = reinterpret_cast<float*>(codes_ + sizes[0]);
   ratios_ = codes_ + sizes[0] + sizes[1];
   zeros_ = ratios_ + sizes[2];
-  std::fill_n(memory_.get(), all, uint8_t{0});
   for (int64_t block = 0; block < blocks; ++block) pack_block(stored, block);
   w.codes = codes_;
   w.scales = scales_;

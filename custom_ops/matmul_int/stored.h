@@ -1,8 +1,7 @@
 // A weight as it is stored in the file, and its repacking for the kernels.
 #pragma once
 
-#include <memory>
-
+#include "../cpu/memory.h"
 #include "matmul_int.h"
 
 namespace onnxq {
@@ -36,11 +35,8 @@ class PackedIntegers {
  private:
   void pack_block(const StoredIntegers& stored, int64_t block);
 
-  struct Free {
-    void operator()(uint8_t* memory) const;
-  };
   IntMatrix matrix_;
-  std::unique_ptr<uint8_t, Free> memory_;
+  Memory memory_;
   uint8_t *codes_, *ratios_, *zeros_;
   float* scales_;
 };

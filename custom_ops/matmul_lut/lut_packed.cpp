@@ -1,8 +1,6 @@
 #include "lut_packed.h"
 
 #include <algorithm>
-#include <cstring>
-#include <new>
 #include <vector>
 
 #include "../hadamard/hadamard.h"
@@ -28,16 +26,6 @@ unsigned StoredLut::code(int64_t row, int64_t column) const {
   return word >> shift & ((1u << bits) - 1);
 }
 
-template <class Element>
-PackedLut::Lines<Element> PackedLut::lines(int64_t count) {
-  const size_t size = static_cast<size_t>(count) * sizeof(Element);
-  const size_t whole = (size + kUnit - 1) / kUnit * kUnit;
-  Lines<Element> memory(static_cast<Element*>(std::aligned_alloc(kUnit, whole)));
-  if (memory == nullptr) throw std::bad_alloc();
-  std::memset(memory.get(), 0, whole);
-  return memory;
-}
-
 PackedLut::PackedLut(const StoredLut& stored, bool rounds, int offset) {
   LutMatrix& w = matrix_;
   w.layout = {std::max(2, stored.bits)};
@@ -48,11 +36,11 @@ PackedLut::PackedLut(const StoredLut& stored, bool rounds, int offset) {
   w.row_bytes = w.layout.row_bytes(w.units);
   w.grouped = std::max(stored.lut_groups, stored.scale_groups) > 1;
   w.group = w.grouped ? stored.group : w.units * kUnit;
-  groups_ = lines<int32_t>(w.units);
+  int32_t* const groups = groups_.zeros<int32_t>(w.units);
   for (int64_t unit = 0; unit < w.units; ++unit) {
-    groups_[unit] = static_cast<int32_t>(unit * kUnit / w.group);
+    groups[unit] = static_cast<int32_t>(unit * kUnit / w.group);
   }
-  w.groups = groups_.get();
+  w.groups = groups;
   if (w.grouped) padded_groups_ = w.groups[w.units - 1] + kGroupsRead;
   pack_codes(stored);
   pack_scales(stored);
@@ -62,10 +50,10 @@ PackedLut::PackedLut(const StoredLut& stored, bool rounds, int offset) {
 void PackedLut::pack_codes(const StoredLut& stored) {
   LutMatrix& w = matrix_;
   const int64_t rows = (w.rows + kLutRows - 1) / kLutRows * kLutRows;
-  codes_ = lines<uint8_t>(rows * w.row_bytes);
-  w.codes = codes_.get();
+  uint8_t* const codes = codes_.zeros<uint8_t>(rows * w.row_bytes);
+  w.codes = codes;
   for (int64_t row = 0; row < w.rows; ++row) {
-    uint8_t* to = codes_.get() + row * w.row_bytes;
+    uint8_t* to = codes + row * w.row_bytes;
     for (int64_t column = 0; column < w.columns; ++column) {
       w.layout.put(to, column, stored.code(row, column));
     }
@@ -77,13 +65,14 @@ void PackedLut::pack_scales(const StoredLut& stored) {
   const std::vector<float> wide = widened(stored.scales, stored.scale_rows * stored.scale_groups);
   w.scale_row = stored.scale_rows > 1 ? padded_groups_ : 0;
   // Rows that fill up a tile have scales of 0.
-  scales_ = lines<float>((stored.scale_rows + kLutRows) * padded_groups_ + kGroupsRead);
-  w.scales = scales_.get();
+  float* const scales =
+      scales_.zeros<float>((stored.scale_rows + kLutRows) * padded_groups_ + kGroupsRead);
+  w.scales = scales;
   const int64_t groups = w.grouped ? stored.groups() : 1;
   for (int64_t row = 0; row < stored.scale_rows; ++row) {
     for (int64_t group = 0; group < groups; ++group) {
       const int64_t at = row * stored.scale_groups + (stored.scale_groups > 1 ? group : 0);
-      scales_[row * padded_groups_ + group] = wide[static_cast<size_t>(at)];
+      scales[row * padded_groups_ + group] = wide[static_cast<size_t>(at)];
     }
   }
 }
@@ -95,12 +84,13 @@ void PackedLut::pack_tables(const StoredLut& stored, bool rounds, int offset) {
   w.table_group = stored.lut_groups > 1 ? kTableSize : 0;
   w.table_row = stored.lut_rows > 1 ? groups * kTableSize : 0;
   const int64_t all = (stored.lut_rows + kLutRows) * groups * kTableSize;
-  tables_ = lines<uint8_t>(all);
-  w.tables = tables_.get();
+  uint8_t* const tables = tables_.zeros<uint8_t>(all);
+  w.tables = tables;
+  float* values = nullptr;
   if (!rounds) {
-    for (int64_t at = 0; at < all; ++at) tables_[at] = static_cast<uint8_t>(at % count);
-    values_ = lines<float>(all);
-    w.values = values_.get();
+    for (int64_t at = 0; at < all; ++at) tables[at] = static_cast<uint8_t>(at % count);
+    values = values_.zeros<float>(all);
+    w.values = values;
   }
   std::vector<float> wide;
   const int64_t entries = stored.lut_rows * stored.lut_groups * count;
@@ -112,10 +102,10 @@ void PackedLut::pack_tables(const StoredLut& stored, bool rounds, int offset) {
       for (int64_t at = 0; at < kTableSize; ++at) {
         const int64_t entry = from + at % count;
         if (rounds) {
-          tables_[to + at] = static_cast<uint8_t>(stored.entries[entry] + offset);
+          tables[to + at] = static_cast<uint8_t>(stored.entries[entry] + offset);
         } else {
-          values_[to + at] = stored.halves ? wide[static_cast<size_t>(entry)]
-                                           : static_cast<float>(stored.entries[entry]);
+          values[to + at] = stored.halves ? wide[static_cast<size_t>(entry)]
+                                          : static_cast<float>(stored.entries[entry]);
         }
       }
     }

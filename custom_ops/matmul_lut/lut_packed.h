@@ -2,9 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 
+#include "../cpu/memory.h"
 #include "lut.h"
 
 namespace onnxq {
@@ -33,24 +32,13 @@ class PackedLut {
   const LutMatrix& matrix() const { return matrix_; }
 
  private:
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  // Zeros at the start of a line of the cache, for as long as this object lives.
-  template <class Element>
-  using Lines = std::unique_ptr<Element[], Free>;
-  template <class Element>
-  static Lines<Element> lines(int64_t count);
-
   void pack_codes(const StoredLut& stored);
   void pack_scales(const StoredLut& stored);
   void pack_tables(const StoredLut& stored, bool rounds, int offset);
 
   LutMatrix matrix_{};
   int64_t padded_groups_ = 1;  // in memory: units read the scales of four groups
-  Lines<int32_t> groups_;
-  Lines<uint8_t> codes_, tables_;
-  Lines<float> scales_, values_;
+  Memory groups_, codes_, tables_, scales_, values_;
 };
 
 }  // namespace onnxq

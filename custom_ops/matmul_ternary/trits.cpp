@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
-#include <new>
 #include <vector>
 
 namespace onnxq {
@@ -74,8 +73,6 @@ PackedIntegers as_integers(const StoredTrits& stored) {
   return PackedIntegers(integers);
 }
 
-void PackedTrits::Free::operator()(uint8_t* memory) const { std::free(memory); }
-
 PackedTrits::PackedTrits(const StoredTrits& stored) : matrix_{} {
   IntMatrix& w = matrix_.tokens;
   w.rows = stored.rows;
@@ -88,11 +85,7 @@ PackedTrits::PackedTrits(const StoredTrits& stored) : matrix_{} {
   const int64_t blocks = (w.rows + kTritRows - 1) / kTritRows;
   const int64_t codes = blocks * w.all_units() * kTritUnit;
   const int64_t scales = lines(blocks * w.groups * kTritRows * static_cast<int64_t>(sizeof(float)));
-  const size_t all = static_cast<size_t>(codes + scales);
-  memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kIntVector, all)));
-  if (memory_ == nullptr) throw std::bad_alloc();
-  std::fill_n(memory_.get(), all, uint8_t{0});
-  codes_ = memory_.get();
+  codes_ = memory_.zeros<uint8_t>(codes + scales);
   scales_ = reinterpret_cast<float*>(codes_ + codes);
   matrix_.codes = codes_;
   matrix_.scales = scales_;

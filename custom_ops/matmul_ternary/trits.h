@@ -19,6 +19,7 @@
 
 #include <cstdint>
 
+#include "../cpu/memory.h"
 #include "../matmul_int/stored.h"
 #include "matmul_ternary.h"
 
@@ -54,11 +55,8 @@ class PackedTrits {
  private:
   void pack_block(const StoredTrits& stored, int64_t block);
 
-  struct Free {
-    void operator()(uint8_t* memory) const;
-  };
   TritMatrix matrix_;
-  std::unique_ptr<uint8_t, Free> memory_;
+  Memory memory_;
   uint8_t* codes_;
   float* scales_;
 };

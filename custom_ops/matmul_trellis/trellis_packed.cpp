@@ -5,8 +5,6 @@
 namespace onnxq {
 namespace {
 
-constexpr uintptr_t kLine = 64;  // of the cache
-
 // Byte `at` of row `row` in a tile whose rows have `run` bytes.
 int64_t place_of(int run, int row, int at) {
   const int whole = run / 4 * 4, pair = run % 4 / 2 * 2;
@@ -24,16 +22,15 @@ PackedTrellis::PackedTrellis(const StoredTrellis& stored)
   constexpr int kRows = kTrellisTile;
   const int run = w.run();
   const int64_t blocks = (w.rows + kRows - 1) / kRows, tiles = w.columns / kTrellisTile;
-  codes_.resize(static_cast<size_t>(blocks * w.block_bytes()) + kLine);
-  scales_.resize(static_cast<size_t>(blocks * kRows));
-  uint8_t* tile = codes_.data();
-  tile += (kLine - reinterpret_cast<uintptr_t>(tile) % kLine) % kLine;
+  uint8_t* tile = codes_.zeros<uint8_t>(blocks * w.block_bytes());
+  float* const scales = scales_.zeros<float>(blocks * kRows);
   w.codes = tile;
+  w.scales = scales;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first = block * kRows, count = std::min<int64_t>(kRows, w.rows - first);
     for (int row = 0; row < kRows; ++row) {
       const int64_t from = stored.scale_rows == 1 ? 0 : first + row % count;
-      scales_[static_cast<size_t>(first + row)] = stored.scales[from] * trellis_unit(w.code);
+      scales[first + row] = stored.scales[from] * trellis_unit(w.code);
     }
     for (int64_t at = 0; at < tiles; ++at, tile += w.tile_bytes()) {
       for (int row = 0; row < kRows; ++row) {
@@ -42,7 +39,6 @@ PackedTrellis::PackedTrellis(const StoredTrellis& stored)
       }
     }
   }
-  w.scales = scales_.data();
 }
 
 }  // namespace onnxq

@@ -1,8 +1,7 @@
 // A weight as it is stored in the file, and its repacking for the kernels.
 #pragma once
 
-#include <vector>
-
+#include "../cpu/memory.h"
 #include "matmul_trellis.h"
 
 namespace onnxq {
@@ -25,8 +24,7 @@ class PackedTrellis {
 
  private:
   TrellisMatrix matrix_;
-  std::vector<uint8_t> codes_;
-  std::vector<float> scales_;
+  Memory codes_, scales_;
 };
 
 }  // namespace onnxq
