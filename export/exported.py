@@ -17,6 +17,8 @@ __all__ = ["Exported", "fresh_folder", "refuse_occupied"]
 
 _STAGED = ".partial"
 _REPLACED = "replaced"
+_OURS = ("*.onnx", "onnxq-build.json")
+"""What a folder holds that may be replaced: a model, or the account of a build without one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +125,7 @@ def refuse_occupied(out: str | Path, overwrite: bool) -> None:
             f"The output folder {str(out)!r} exists and is not empty: give another folder, or ask "
             "to overwrite it."
         )
-    if not any(out.glob("*.onnx")):
+    if not any(any(out.glob(pattern)) for pattern in _OURS):
         raise ExportError(
             f"The output folder {str(out)!r} is not empty and holds no ONNX model, so it is not "
             "replaced even when asked to overwrite: give another folder."

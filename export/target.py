@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-__all__ = ["BuiltTarget", "DeploymentTarget", "Execution", "SiteVerdict", "Verdicts"]
+from onnxq.errors import UsageError
+
+__all__ = ["BuiltTarget", "DeploymentTarget", "Execution", "Observed", "SiteVerdict", "Verdicts"]
 
 
 class Execution(enum.Enum):
@@ -56,6 +58,23 @@ class SiteVerdict:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What the runtime did, when it was asked (``onnxq check --run``).
+
+    Attributes:
+        kernels: the operators that ran for each site, by its name.
+        differences: where that is not what the rules said, a sentence each; empty when they agree.
+    """
+
+    kernels: Mapping[str, str]
+    differences: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"kernels": dict(self.kernels), "differences": list(self.differences)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdicts:
     """The account of `onnxq check`.
 
@@ -64,12 +83,14 @@ class Verdicts:
         sites: one verdict for each site, in graph order.
         wasted: nodes that quantize or dequantize and are not fused: they cost time and gain none.
         notes: about the model as a whole: operators, opset, shapes.
+        observed: what the runtime did; None when it was not asked.
     """
 
     target: str
     sites: Sequence[SiteVerdict]
     wasted: Sequence[SiteVerdict] = ()
     notes: Sequence[str] = ()
+    observed: Observed | None = None
 
     @property
     def is_clean(self) -> bool:
@@ -85,6 +106,7 @@ class Verdicts:
             "sites": [site.to_dict() for site in self.sites],
             "wasted": [node.to_dict() for node in self.wasted],
             "notes": list(self.notes),
+            "observed": None if self.observed is None else self.observed.to_dict(),
         }
 
 
@@ -118,6 +140,7 @@ class BuiltTarget:
         }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DeploymentTarget(abc.ABC):
     """One place where models run; a frozen dataclass whose fields are its options."""
 
@@ -134,12 +157,24 @@ class DeploymentTarget(abc.ABC):
             MissingDependency: a package that the check asks is not installed.
         """
 
+    def observe(self, model: ir.Model, verdicts: Verdicts) -> Observed:
+        """What the runtime really does with each site, found by opening and running the model.
+
+        Args:
+            model: the model that was checked.
+            verdicts: what `check` said of it.
+
+        Raises:
+            UsageError: the runtime cannot be asked from here.
+        """
+        raise UsageError(f"Target {self.name!r} cannot be asked what it runs: check without --run.")
+
     @abc.abstractmethod
     def build(self, source: Path, staging: Path) -> Mapping[str, Any]:
         """Write what is deployed into a fresh folder and verify it.
 
         Args:
-            source: folder of an artifact, or of any model.
+            source: an artifact or any model: its folder, or its ``.onnx`` file.
             staging: folder to write into; put in place by the caller once this returns.
 
         Returns:

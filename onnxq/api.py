@@ -14,6 +14,8 @@ import onnx_ir as ir
 from onnxq.errors import CalibrationError
 from onnxq.evaluate import Comparison, bench_models, compare_models
 from onnxq.export.artifact import Artifact, file_hash, refuse_foreign, write_artifact
+from onnxq.export.target import BuiltTarget, DeploymentTarget, Verdicts
+from onnxq.export.targets import build_folder, target_with
 from onnxq.graph import load
 from onnxq.graph.reading import find_model_file
 from onnxq.passes.base import PassReport, Progress, SiteReport, no_progress
@@ -22,7 +24,7 @@ from onnxq.passes.runner import Check, RecipeResult, run_recipe, without_extras
 from onnxq.quality import evaluate
 from onnxq.runtime import random_samples
 
-__all__ = ["Quantized", "bench", "compare", "evaluate", "load", "quantize"]
+__all__ = ["Quantized", "bench", "build", "check", "compare", "evaluate", "load", "quantize"]
 
 _HELD_BACK = 4
 """Samples kept away from calibration to compare the written artifact on."""
@@ -188,6 +190,55 @@ def bench(
     samples = random_samples(first, 1) if data is None else list(_open(first, data))[:8]
     measured = bench_models(models, samples, rounds=rounds, threads=threads, progress=progress)
     return [row.to_dict() for row in measured]
+
+
+def check(
+    model: Any,
+    target: str | DeploymentTarget,
+    *,
+    set: Sequence[str] = (),
+    run: bool = False,
+) -> Verdicts:
+    """What a target will do with each site of a model: by its rules, and by running it.
+
+    Args:
+        model: anything `load` takes.
+        target: a name that ``onnxq targets`` lists, or a target made before.
+        set: options of the target, ``key=value``.
+        run: also ask the runtime which kernels run, and tell where the rules were wrong.
+
+    Raises:
+        OnnxqError: an unknown target or option, or the runtime cannot be asked.
+    """
+    place = target_with(target, set)
+    loaded = load(model)
+    verdicts = place.check(loaded)
+    if not run:
+        return verdicts
+    return dataclasses.replace(verdicts, observed=place.observe(loaded, verdicts))
+
+
+def build(
+    artifact: str | Path,
+    target: str | DeploymentTarget,
+    out: str | Path,
+    *,
+    set: Sequence[str] = (),
+    overwrite: bool = False,
+) -> BuiltTarget:
+    """Write a folder that runs on a target, verified there as far as this machine can.
+
+    Args:
+        artifact: an artifact or any model: its folder, or its ``.onnx`` file.
+        target: as in `check`.
+        out: the folder; the build that is in it is replaced, whole or not at all.
+        set: options of the target, ``key=value``.
+        overwrite: let ``out`` replace a folder with another model.
+
+    Raises:
+        OnnxqError: the target cannot run the model: what, where, what to do.
+    """
+    return build_folder(target_with(target, set), Path(artifact), Path(out), overwrite=overwrite)
 
 
 def _open(

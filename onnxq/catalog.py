@@ -25,6 +25,7 @@ __all__ = [
     "pass_values",
     "solver_values",
     "solvers_of",
+    "target_values",
     "zoo_values",
 ]
 
@@ -52,6 +53,21 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
+
+
+def target_values() -> list[dict[str, Any]]:
+    """Every deployment target with its options."""
+    from onnxq.export.targets import TARGETS, target_class
+
+    return [
+        {
+            "target": name,
+            "what": cls.title,
+            "summary": (inspect.getdoc(cls) or "").partition("\n")[0],
+            "options": [f"{f.name}={_default(f)!r}" for f in dataclasses.fields(cls)],
+        }
+        for name, cls in ((name, target_class(name)) for name in TARGETS)
+    ]
 
 
 def solver_values() -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from onnxq import listing
+from onnxq import deploying, listing
 from onnxq.console import Json, progress_bars, say_error, show
 from onnxq.errors import OnnxqError, UsageError
 from onnxq.quality import METRICS
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(listing.app)
+app.add_typer(deploying.app)
 
 Model = Annotated[Path, typer.Argument(help="An ONNX file, or a folder that holds one.")]
 Data = Annotated[

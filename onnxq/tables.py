@@ -249,3 +249,40 @@ def demo(console: Console, rows: Sequence[Row]) -> None:
     table(console, [{k: v for k, v in row.items() if k != "text"} for row in rows])
     for row in rows:
         console.print(f"[bold]{row['model']}[/]: {row['text']}", highlight=False)
+
+
+def targets(console: Console, rows: Sequence[Row]) -> None:
+    """Print the deployment targets."""
+    table(console, rows)
+
+
+def verdicts(console: Console, value: Mapping[str, Any]) -> None:
+    """Print what a target will do: sites counted by what runs, then everything that is amiss."""
+    counts = Counter((s["execution"], s["kernel"], s["rule"]) for s in value["sites"])
+    rows = [
+        {"runs as": execution, "kernel": kernel, "rule": rule, "sites": count}
+        for (execution, kernel, rule), count in counts.most_common()
+    ]
+    table(console, rows, title=f"{value['target']}: linear sites")
+    amiss = [row for row in (*value["sites"], *value["wasted"]) if row["reason"]]
+    for (rule, reason), count in Counter((r["rule"], r["reason"]) for r in amiss).items():
+        first = next(row["site"] for row in amiss if row["reason"] == reason)
+        others = f" and {count - 1} more" if count > 1 else ""
+        console.print(f"{rule}: {reason} ({first}{others})", markup=False)
+    for note in value["notes"]:
+        console.print(f"note: {note}", markup=False)
+    observed = value["observed"]
+    if observed is not None:
+        kernels = Counter(observed["kernels"].values())
+        table(console, [{"ran": k, "sites": n} for k, n in kernels.most_common()])
+        for sentence in observed["differences"]:
+            console.print(f"differs: {sentence}", markup=False)
+    console.print("clean" if value["is_clean"] else "not clean")
+
+
+def built(console: Console, value: Mapping[str, Any]) -> None:
+    """Print what was built: files, how they were verified, what will run."""
+    files = [{"file": name, "size": megabytes(size)} for name, size in value["files"].items()]
+    table(console, files, title=f"{value['target']} in {value['folder']}")
+    values(console, value["verified"])
+    verdicts(console, value["check"])

@@ -19,13 +19,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import tomllib
-import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxq.errors import RecipeError, nearest_word
+from onnxq.errors import RecipeError
 from onnxq.passes.base import Pass
+from onnxq.passes.configuring import configured, nearest_clause, read_value
 from onnxq.passes.registry import all_passes
 
 
@@ -86,7 +86,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     known = {"summary", "sources", "pass"}
     for key in table:
         if key not in known:
-            raise RecipeError(f"Recipe {name!r}: unknown key {key!r}{_nearest(key, known)}.")
+            raise RecipeError(f"Recipe {name!r}: unknown key {key!r}{nearest_clause(key, known)}.")
     rows = table.get("pass", [])
     if not isinstance(rows, list) or not rows:
         raise RecipeError(f"Recipe {name!r} has no [[pass]] rows: add at least one pass to run.")
@@ -111,16 +111,11 @@ def _read(source: str | Path) -> tuple[str, str]:
     names = preset_names()
     if str(source) not in names:
         raise RecipeError(
-            f"There is no recipe {str(source)!r}{_nearest(str(source), names)}. "
+            f"There is no recipe {str(source)!r}{nearest_clause(str(source), names)}. "
             "`onnxq recipes` lists them; a file of your own must end in .toml."
         )
     preset = importlib.resources.files("onnxq.recipes") / f"{source}.toml"
     return str(source), preset.read_text(encoding="utf-8")
-
-
-def _nearest(word: str, valid: Iterable[str]) -> str:
-    match = nearest_word(word, valid)
-    return f"; did you mean {match!r}?" if match else ""
 
 
 def _override(recipe: str, rows: list[dict[str, Any]], override: str) -> None:
@@ -134,7 +129,7 @@ def _override(recipe: str, rows: list[dict[str, Any]], override: str) -> None:
     mine = [row for row in rows if row.get("use") == use]
     if not mine:
         uses = [str(row.get("use")) for row in rows]
-        raise RecipeError(f"Recipe {recipe!r} runs no pass {use!r}{_nearest(use, uses)}.")
+        raise RecipeError(f"Recipe {recipe!r} runs no pass {use!r}{nearest_clause(use, uses)}.")
     key, _, inner = key.partition(".")
     for row in mine:
         table = row.get(key, {})
@@ -142,15 +137,7 @@ def _override(recipe: str, rows: list[dict[str, Any]], override: str) -> None:
             raise RecipeError(
                 f"Override {override!r}: {use}.{key} is {table!r}, which has no entry {inner!r}."
             )
-        row[key] = {**table, inner: _value(text)} if inner else _value(text)
-
-
-def _value(text: str) -> Any:
-    """Read a value as TOML would; anything that is not TOML is a bare string."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text.strip()
+        row[key] = {**table, inner: read_value(text)} if inner else read_value(text)
 
 
 def _build(recipe: str, row: dict[str, Any]) -> Pass:
@@ -159,28 +146,7 @@ def _build(recipe: str, row: dict[str, Any]) -> Pass:
     passes = all_passes()
     if use not in passes:
         raise RecipeError(
-            f"Recipe {recipe!r}: unknown pass {use!r}{_nearest(str(use), passes)}. "
+            f"Recipe {recipe!r}: unknown pass {use!r}{nearest_clause(str(use), passes)}. "
             "`onnxq passes` lists them."
         )
-    cls = passes[use]
-    hints = typing.get_type_hints(cls)
-    fields = [field.name for field in dataclasses.fields(cls)]
-    for key in row:
-        if key not in fields:
-            raise RecipeError(
-                f"Recipe {recipe!r}: pass {use!r} has no key {key!r}{_nearest(key, fields)}."
-            )
-    checked = {key: _typed(recipe, use, key, value, hints[key]) for key, value in row.items()}
-    return cls(**checked)
-
-
-def _typed(recipe: str, use: str, key: str, value: Any, hint: Any) -> Any:
-    import pydantic
-
-    try:
-        return pydantic.TypeAdapter(hint).validate_python(value)
-    except pydantic.ValidationError as error:
-        what = error.errors()[0]["msg"]
-        raise RecipeError(
-            f"Recipe {recipe!r}: {use}.{key} = {value!r} is not valid: {what}."
-        ) from error
+    return configured(passes[use], row, f"Recipe {recipe!r}: pass {use!r}")

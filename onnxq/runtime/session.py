@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,10 @@ class Session(Closing):
         self._session = None
         self._cleanup.close()
 
+    def end_profiling(self) -> Path:
+        """Write the profile and say where; profiling was switched on by ``configure``."""
+        return Path(str(self._session.end_profiling()))
+
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
@@ -108,6 +112,7 @@ def open_session(
     shapes_first: bool = False,
     lean: bool = False,
     custom_ops: bool | None = None,
+    configure: Callable[[Any], None] | None = None,
 ) -> Session:
     """Load a model into ONNX Runtime on the CPU.
 
@@ -123,6 +128,7 @@ def open_session(
         custom_ops: load the kernels of onnxq's own operators where they are built; False runs
             these operators by the functions in the model; None loads them unless the environment
             says ``ONNXQ_CUSTOM_OPS=0``.
+        configure: changes the ``onnxruntime.SessionOptions`` before the model is loaded.
 
     Raises:
         UnsupportedGraph: the runtime does not take the model; its message is kept.
@@ -144,6 +150,8 @@ def open_session(
     register_operators(options, custom_ops)
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if configure is not None:
+        configure(options)
     with contextlib.ExitStack() as cleanup:
         payload, label = _payload(source, extra_outputs, cleanup)
         try:
