@@ -159,7 +159,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def run(argv: list[str]) -> None:
     options = arguments(argv)
-    print(machine(), flush=True)
+    where = machine()  # before threads are kept on cores, which are then all that it sees
+    print(where, flush=True)
     rows, roofs = [], {}
     for threads in options.threads:
         roof = roofs[threads] = measure_roofline(threads)
@@ -177,5 +178,5 @@ def run(argv: list[str]) -> None:
             threads: {"GB/s by MiB": roof.bandwidth, "Gop/s": roof.peak}
             for threads, roof in roofs.items()
         }
-        written = {"machine": machine(), "rooflines": limits, "rows": rows, "goals": goals}
+        written = {"machine": where, "rooflines": limits, "rows": rows, "goals": goals}
         options.json.write_text(json.dumps(written, indent=1))

@@ -82,5 +82,12 @@ def test_a_preset_runs_end_to_end(preset, kind, sources, tmp_path):
     for name in names:
         assert np.isfinite(got[name]).all()
         assert np.linalg.norm(got[name] - wanted[name]) < slack * np.linalg.norm(wanted[name])
+    if (preset, kind) == ("qtip_w2", "package"):
+        # Convolutions have no operator, and the one MatMul has rows that no path fits.
+        assert {site.reason.split(":")[0] for site in artifact.left_sites} == {
+            "an operator of onnxq replaces MatMul and Gemm, and this is a Conv",
+            "trellis2_hyb cannot store it",
+        }
+        return
     assert artifact.quantized_sites, "nothing was quantized"
     assert all(site.format for site in artifact.quantized_sites)
