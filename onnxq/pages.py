@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of markdown pages, such as docs")
     parser.add_argument("--distortion", action="store_true", help="measure distortions too")
     options = parser.parse_args()
-    for page in sorted(options.folder.glob("*.md")):
+    for page in sorted(options.folder.rglob("*.md")):
         before = page.read_text(encoding="utf-8")
         after = filled(before, measured=options.distortion)
         if after != before:
@@ -118,10 +118,27 @@ def _operators() -> str:
     return "\n".join(sections)
 
 
+def _tensorrt_rules() -> str:
+    from onnxq.export.tensorrt_rules import RULES
+
+    return _table(
+        [
+            {
+                "rule": f"`{rule.name}`",
+                "what it asks for": rule.sentence,
+                "when broken": rule.effect.value,
+                "source": rule.source,
+            }
+            for rule in RULES
+        ]
+    )
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
     "formats": _formats,
     "format_solvers": _solvers,
     "operators": _operators,
+    "tensorrt_rules": _tensorrt_rules,
 }
 """What writes each part."""
 

@@ -11,7 +11,7 @@ from onnxq.errors import UsageError
 from onnxq.pages import filled, parts_of
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = [page for page in sorted(DOCS.glob("*.md")) if "<!-- part " in page.read_text("utf-8")]
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if "<!-- part " in page.read_text("utf-8")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
