@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 
 TARGETS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        # "name": ("onnxq.export.to_name", "Class"),
+        "tensorrt": ("onnxq.export.to_tensorrt", "TensorRt"),
+        "tensorrt-rtx": ("onnxq.export.to_tensorrt", "TensorRtRtx"),
     }
 )
 """Module and class of each target."""
