@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import UsageError
@@ -64,14 +65,20 @@ class Observed:
     Attributes:
         kernels: the operators that ran for each site, by its name.
         differences: where that is not what the rules said, a sentence each; empty when they agree.
+        note: how they were seen.
     """
 
     kernels: Mapping[str, str]
     differences: Sequence[str] = ()
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        return {"kernels": dict(self.kernels), "differences": list(self.differences)}
+        return {
+            "kernels": dict(self.kernels),
+            "differences": list(self.differences),
+            "note": self.note,
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,12 +164,15 @@ class DeploymentTarget(abc.ABC):
             MissingDependency: a package that the check asks is not installed.
         """
 
-    def observe(self, model: ir.Model, verdicts: Verdicts) -> Observed:
+    def observe(
+        self, model: ir.Model, verdicts: Verdicts, sample: Mapping[str, np.ndarray] | None = None
+    ) -> Observed:
         """What the runtime really does with each site, found by opening and running the model.
 
         Args:
             model: the model that was checked.
             verdicts: what `check` said of it.
+            sample: inputs by name to run it on; random ones when None.
 
         Raises:
             UsageError: the runtime cannot be asked from here.

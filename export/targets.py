@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 TARGETS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
+        "onnxruntime-cpu": ("onnxq.export.to_onnxruntime", "OnnxRuntimeCpu"),
+        "genai": ("onnxq.export.to_genai", "Genai"),
         "tensorrt": ("onnxq.export.to_tensorrt", "TensorRt"),
         "tensorrt-rtx": ("onnxq.export.to_tensorrt", "TensorRtRtx"),
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.errors import ExportError
+from onnxq.export.genai_config import Decoder, decoder_config
 from onnxq.export.hf_folder import load_module
 from onnxq.export.tracing import evaluation_mode, trace_module
 from onnxq.graph import save
@@ -21,9 +22,6 @@ __all__ = ["trace_decoder"]
 
 _BATCH, _LENGTH, _PAST = 2, 4, 3
 """Sizes of the example; all different, so that the exporter takes no two axes for one."""
-
-_GENAI_TYPE = "llama"
-"""Of onnxruntime-genai's names for a plain decoder with separate keys and values."""
 
 
 def trace_decoder(checkpoint: Path, folder: Path) -> None:
@@ -144,38 +142,18 @@ def _genai_config(module: Any, shapes: list[tuple[int, int]], inputs: list[str])
     config = module.config
     heads, size = shapes[0]
     end = module.generation_config.eos_token_id
-    end = config.eos_token_id if end is None else end
-    first_end = end[0] if isinstance(end, list) else end
-    length = int(getattr(config, "max_position_embeddings", None) or 2048)
-    padding = config.pad_token_id if config.pad_token_id is not None else first_end
-    decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-        "filename": "model.onnx",
-        "head_size": size,
-        "hidden_size": int(config.hidden_size),
-        "inputs": {
-            **{name: name for name in inputs},
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
-        },
-        "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
-        },
-        "num_attention_heads": int(config.num_attention_heads),
-        "num_hidden_layers": len(shapes),
-        "num_key_value_heads": heads,
-    }
-    return {
-        "model": {
-            "bos_token_id": config.bos_token_id if config.bos_token_id is not None else first_end,
-            "context_length": length,
-            "decoder": decoder,
-            "eos_token_id": end,
-            "pad_token_id": padding,
-            "type": _GENAI_TYPE,
-            "vocab_size": int(config.vocab_size),
-        },
-        "search": {"max_length": length, "do_sample": False, "past_present_share_buffer": False},
-    }
+    return decoder_config(
+        Decoder(
+            layers=len(shapes),
+            heads=int(config.num_attention_heads),
+            cache_heads=heads,
+            head_size=size,
+            hidden_size=int(config.hidden_size),
+            vocabulary=int(config.vocab_size),
+            inputs={name: name for name in inputs},
+        ),
+        end=config.eos_token_id if end is None else end,
+        begin=config.bos_token_id,
+        padding=config.pad_token_id,
+        context=int(getattr(config, "max_position_embeddings", None) or 2048),
+    )

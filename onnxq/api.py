@@ -198,6 +198,7 @@ def check(
     *,
     set: Sequence[str] = (),
     run: bool = False,
+    data: Any = None,
 ) -> Verdicts:
     """What a target will do with each site of a model: by its rules, and by running it.
 
@@ -206,6 +207,8 @@ def check(
         target: a name that ``onnxq targets`` lists, or a target made before.
         set: options of the target, ``key=value``.
         run: also ask the runtime which kernels run, and tell where the rules were wrong.
+        data: what to run it on, as in `quantize`, of which the first sample is taken; random
+            inputs when None.
 
     Raises:
         OnnxqError: an unknown target or option, or the runtime cannot be asked.
@@ -215,7 +218,8 @@ def check(
     verdicts = place.check(loaded)
     if not run:
         return verdicts
-    return dataclasses.replace(verdicts, observed=place.observe(loaded, verdicts))
+    sample = None if data is None else next(iter(_open(loaded, data)))
+    return dataclasses.replace(verdicts, observed=place.observe(loaded, verdicts, sample))
 
 
 def build(

@@ -36,6 +36,9 @@ def check(
     run: Annotated[
         bool, typer.Option(help="Also run it, and compare with the kernels that really ran.")
     ] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="What to run it on; random inputs when not given.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option(help="Exit with 1 when a site does not run as it was meant.")
     ] = False,
@@ -46,7 +49,7 @@ def check(
 
     with progress_bars() as progress:
         progress(f"check for {target}", 0, 0)
-        verdicts = api.check(artifact, target, set=set_ or (), run=run)
+        verdicts = api.check(artifact, target, set=set_ or (), run=run, data=data)
     show(verdicts.to_dict(), as_json, tables.verdicts)
     agrees = verdicts.observed is None or not verdicts.observed.differences
     if strict and not (verdicts.is_clean and agrees):

@@ -274,7 +274,8 @@ def verdicts(console: Console, value: Mapping[str, Any]) -> None:
     observed = value["observed"]
     if observed is not None:
         kernels = Counter(observed["kernels"].values())
-        table(console, [{"ran": k, "sites": n} for k, n in kernels.most_common()])
+        ran = [{"ran": kernel, "sites": count} for kernel, count in kernels.most_common()]
+        table(console, ran, title=observed["note"])
         for sentence in observed["differences"]:
             console.print(f"differs: {sentence}", markup=False)
     console.print("clean" if value["is_clean"] else "not clean")
