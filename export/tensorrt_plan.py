@@ -76,7 +76,7 @@ def products_of(plan: bytes) -> dict[str, Product]:
             inner = text.startswith("*")
             outer, tensors = (tensors if inner and fused is not None else outer), {}
             fused = fused if inner else None
-        elif kind == "tensor":
+        elif kind in ("tensor", "sub_tensor"):
             name, type_ = _NAME.search(text), _TYPE.search(text)
             if name and type_:
                 tensors.setdefault(name[1], type_[1])
@@ -85,6 +85,8 @@ def products_of(plan: bytes) -> dict[str, Product]:
         elif kind in _PRODUCTS and (name := _NAME.search(text)):
             operands = tuple(tensors.get(given, "") for given in _inputs(text)[:2])
             codes = tuple(_CODES[t] for t in fused or () if t in _CODES)
+            if "" in operands:
+                continue
             found[name[1]] = Product(name=name[1], operands=operands, codes=codes)
     return found
 
