@@ -140,7 +140,13 @@ def _profile(builder: Any, network: Any, shapes: Sequence[Shape]) -> Any:
     inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
     for shape in shapes:
         if shape.name in inputs:  # the parser drops an input that nobody reads
-            profile.set_shape(shape.name, shape.least, shape.best, shape.most)
+            try:
+                profile.set_shape(shape.name, shape.least, shape.best, shape.most)
+            except (RuntimeError, TypeError) as error:
+                raise UsageError(
+                    f"Input {shape.name!r} cannot have shapes {shape.least}, {shape.best}, "
+                    f"{shape.most}: {error} Give others by `shapes`."
+                ) from error
     return profile
 
 

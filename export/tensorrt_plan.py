@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
 
 from onnxq.export.target import Execution
 
@@ -20,6 +19,8 @@ _LINE = re.compile(rb"^ *(\w+)=\{ ?(.*)$", re.M)
 _NAME = re.compile(r'\bname="?([^" ]+)"?')
 _TYPE = re.compile(r"\btype=(\w+)")
 _INPUTS = re.compile(r"\binput(?:_args)?=\{([^}]*)\}")
+_LAYERS = re.compile(rb'layers="([^"]*)"')
+_LAYER = re.compile(rb"ONNX Layer: ([^\]]+)\]")
 _QUOTED = re.compile(r'"([^"]+)"')
 _PRODUCTS = frozenset({"fully_connected", "corrltn", "convolution", "deconv", "corrltn_bwd_data"})
 _CODES = {
@@ -65,35 +66,33 @@ class Product:
 def products_of(plan: bytes) -> dict[str, Product]:
     """The products of an engine that was built for one compute capability, by name of their node.
 
-    Empty where the plan holds no text that is understood.
+    Empty where the plan holds no text that is understood. The graph comes first; what is fused into
+    a kernel of its own stands there as ``runtime_fusion`` with what goes in and the nodes it is
+    made of, and is spelt out in a graph behind, for any accelerator.
     """
     found: dict[str, Product] = {}
-    outer: dict[str, str] = {}
-    fused: tuple[str, ...] | None = None
+    codes: dict[str, tuple[str, ...]] = {}
     tensors: dict[str, str] = {}
-    for kind, text in _lines(plan):
+    is_fused = False
+    for match in _LINE.finditer(plan):
+        kind, text = match[1].decode("latin-1"), match[2].decode("latin-1")
         if kind == "accelerators":
-            inner = text.startswith("*")
-            outer, tensors = (tensors if inner and fused is not None else outer), {}
-            fused = fused if inner else None
+            is_fused, tensors = text.startswith("*"), {}
         elif kind in ("tensor", "sub_tensor"):
             name, type_ = _NAME.search(text), _TYPE.search(text)
             if name and type_:
                 tensors.setdefault(name[1], type_[1])
         elif kind == "runtime_fusion":
-            fused = tuple(tensors.get(name, "") for name in _inputs(text))
+            given = tuple(tensors.get(name, "") for name in _inputs(text))
+            layers = _LAYERS.search(plan, match.start())
+            for layer in _LAYER.findall(layers[1]) if layers else ():
+                codes[layer.decode("latin-1")] = tuple(_CODES[t] for t in given if t in _CODES)
         elif kind in _PRODUCTS and (name := _NAME.search(text)):
             operands = tuple(tensors.get(given, "") for given in _inputs(text)[:2])
-            codes = tuple(_CODES[t] for t in fused or () if t in _CODES)
-            if "" in operands:
-                continue
-            found[name[1]] = Product(name=name[1], operands=operands, codes=codes)
+            if "" not in operands:
+                inner = codes.get(name[1], ()) if is_fused else ()
+                found[name[1]] = Product(name=name[1], operands=operands, codes=inner)
     return found
-
-
-def _lines(plan: bytes) -> Iterator[tuple[str, str]]:
-    for match in _LINE.finditer(plan):
-        yield match[1].decode("latin-1"), match[2].decode("latin-1")
 
 
 def _inputs(text: str) -> list[str]:

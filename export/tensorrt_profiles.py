@@ -37,6 +37,9 @@ _ROLES = (
     ("sequence", re.compile(r"")),
 )
 
+_NAMELESS = re.compile(r"unk.*|\?|(\w+_)?dim_?\d+|.*DynamicDimension\.\d+|-?\d+|s\d+")
+"""Names that exporters make up."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -62,7 +65,7 @@ class Shape:
 
 def role_of(name: str | None, axis: int, rank: int) -> str:
     """What a dimension is: ``batch``, ``sequence``, ``cache``, ``total`` or ``size``."""
-    if name and not re.fullmatch(r"unk.*|\?|dim_?\d+|\w+_dim_\d+|DynamicDimension\.\d+", name):
+    if name and not _NAMELESS.fullmatch(name):
         return next(role for role, pattern in _ROLES if pattern.search(name.lower()))
     if axis == 0:
         return "batch"

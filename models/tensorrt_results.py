@@ -65,6 +65,10 @@ def _form(name: str, form: str, work: Path) -> dict[tuple[str, str, str], dict[s
     found = {}
     for role in _roles(name, work):
         cell = work / f"{role}-{form}.json"
+        plain = kept(work / f"{role}-float32.json") or {}
+        if "refused" in plain and form != "float32":
+            found[name, role, form] = {"refused": f"as in float32: {plain['refused']}"}
+            continue
         if kept(cell) is None:
             with concurrent.futures.ProcessPoolExecutor(1) as pool:
                 try:
@@ -103,6 +107,7 @@ def measure_cell(name: str, role: str, form: str, work: Path) -> dict[str, Any]:
     (engine,) = built.values()
     executions = Counter(verdict.execution.value for verdict in verdicts.sites)
     wasted = Counter(verdict.rule for verdict in verdicts.wasted)
+    engine.pop("warnings", None)
     return {**engine, "sites": dict(executions), "wasted": dict(wasted)}
 
 
@@ -121,7 +126,8 @@ def tensorrt_part(cells: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> st
             row.append(_cell(cell))
             if cell is not None and "refused" in cell:
                 first = str(cell["refused"]).splitlines()[0]
-                refusals.append(f"- `{name}` {role}, {form}: {first}")
+                if not first.startswith("as in float32"):
+                    refusals.append(f"- `{name}` {role}, {form}: {first}")
         lines.append(" | ".join(row) + " |")
     return "\n".join([*lines, "", "Refused:", "", *(refusals or ["- nothing"])])
 
