@@ -144,7 +144,7 @@ MATMUL_CODEBOOK = OperatorSpec(
         of several; ``group`` columns share a scale, and books serve blocks of the weight. With
         ``activation_bits = 8``, which is written, each token is rounded to int8, one scale for all
         its columns, and the products with the codebooks, int8 as they are stored, are summed
-        exactly; with 32 the token is taken as it is. For up to 8 tokens and books of up to 256
+        exactly; with 32 the token is taken as it is. For up to 4 tokens and books of up to 256
         entries the products of a run of the token with every entry are put into tables of bytes,
         which the codes of 64 rows look up in registers (AVX-512 VBMI); otherwise codes are decoded
         into panels of int8 that all tokens are multiplied by.""",
