@@ -45,9 +45,9 @@ class KernelIndex:
                 self._by_name.setdefault(name, node)
             for value in node.outputs:
                 self._by_output[value.name or ""] = node
-            for value in node.inputs:
-                if value is not None and value.producer() is None and value.name:
-                    readers = self._by_weight.setdefault(value.name, [])
+            for source in node.inputs:
+                if source is not None and source.producer() is None and source.name:
+                    readers = self._by_weight.setdefault(source.name, [])
                     readers.extend(_readers(node))
 
     def kernel(self, site: Site) -> str | None:

@@ -30,8 +30,9 @@ __all__ = ["reads_codes", "wasted_pairs"]
 _ONE = ("AveragePool", "LeakyRelu", "GlobalAveragePool", "Sigmoid", "Softmax")
 _TWO = ("Add", "Mul")
 _ALL = ("Concat",)
-_DROPPED = ("Expand", "Flatten", "Gather", "GatherElements", "Reshape", "Slice", "Squeeze", "Tile")
-_DROPPED += ("Transpose", "Unsqueeze", "Resize", "MaxPool", "ReduceMax", "ReduceMin")
+_DROPPED = frozenset(
+    ["Expand", "Flatten", "Gather", "GatherElements", "Reshape", "Slice", "Squeeze", "Tile"]
+).union(["Transpose", "Unsqueeze", "Resize", "MaxPool", "ReduceMax", "ReduceMin"])
 _EIGHT = (ir.DataType.UINT8, ir.DataType.INT8)
 
 

@@ -18,10 +18,10 @@ from onnxq.graph.walk import is_operator_body, site_name, walk_nodes
 __all__ = ["quantized_sites", "site_verdict"]
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
-_INTEGER = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "ConvInteger")
-_INTEGER += ("DynamicQuantizeMatMul", "QAttention", "DynamicQuantizeLSTM", "MatMulInteger16")
+_INTEGER = frozenset(
+    ["QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "ConvInteger"]
+).union(["DynamicQuantizeMatMul", "QAttention", "DynamicQuantizeLSTM", "MatMulInteger16"])
 _LOW_BIT = ("MatMulBnb4", "GatherBlockQuantized", "QMoE")
-_NO_KERNEL = ("ConvTranspose", "LSTM", "GRU", "RNN", "Attention")
 
 
 def quantized_sites(model: ir.Model, *, library: bool) -> Iterator[SiteVerdict]:

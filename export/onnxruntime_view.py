@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import onnx_ir as ir
 
@@ -182,8 +183,8 @@ def _is_read_once(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
-def _quantizes(use: ir.Usage) -> bool:
-    return use.node.op_type == "QuantizeLinear" and is_standard(use.node) and use.idx == 0
+def _quantizes(use: Any) -> bool:
+    return bool(use.node.op_type == "QuantizeLinear" and is_standard(use.node) and use.idx == 0)
 
 
 def constant_scalars(node: ir.Node) -> bool:

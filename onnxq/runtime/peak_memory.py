@@ -41,7 +41,11 @@ class PeakMemory:
 
 
 def peak_memory(
-    path: str | Path, samples: Sequence[Mapping[str, np.ndarray]], *, threads: int | None = None
+    path: str | Path,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    *,
+    threads: int | None = None,
+    lean: bool = False,
 ) -> PeakMemory:
     """Load a model file in a fresh process, run every sample once, and report resident memory.
 
@@ -51,6 +55,7 @@ def peak_memory(
         path: the ``.onnx`` file.
         samples: inputs by name; none measures loading alone. Strings are not supported.
         threads: threads inside an operator; None leaves the choice to the runtime.
+        lean: as in `open_session`: no arena, whose pieces are larger than what is asked of it.
 
     Raises:
         OnnxqError: the process failed; what it wrote last is kept.
@@ -60,6 +65,7 @@ def peak_memory(
             np.savez(Path(folder) / f"{index}.npz", **dict(sample))  # type: ignore[arg-type]
         # -P keeps a checkout in the current folder from shadowing the installed package.
         command = [sys.executable, "-P", "-m", __name__, str(path), folder, str(threads or 0)]
+        command += ["lean"] if lean else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -77,14 +83,14 @@ def _highest() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _measure(path: str, folder: str, threads: int) -> PeakMemory:
+def _measure(path: str, folder: str, threads: int, lean: bool) -> PeakMemory:
     """What the fresh process does."""
     import onnxruntime  # noqa: F401 - its memory belongs to the idle figure
 
     from onnxq.runtime.session import open_session
 
     idle = _highest()
-    with open_session(path, threads=threads or None) as session:
+    with open_session(path, threads=threads or None, lean=lean) as session:
         loaded = _highest()
         for file in sorted(Path(folder).glob("*.npz")):
             with np.load(file) as arrays:
@@ -93,5 +99,5 @@ def _measure(path: str, folder: str, threads: int) -> PeakMemory:
 
 
 if __name__ == "__main__":
-    found = _measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    found = _measure(sys.argv[1], sys.argv[2], int(sys.argv[3]), "lean" in sys.argv[4:])
     sys.stdout.write(json.dumps(dataclasses.asdict(found)) + "\n")
