@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.tensorrt_reading import Coded, Reading, constant, shape_of, type_of
+from onnxq.export.tensorrt_reading import REALS, Coded, Reading, constant, shape_of, type_of
 from onnxq.graph import opset_of
 
 __all__ = [
@@ -40,7 +40,6 @@ CODES = frozenset(
 )
 """Types of codes that TensorRT has kernels for."""
 
-_SCALES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _INSTEAD = {
     ir.DataType.UINT8: "quantize for target tensorrt: int8 with zero point 0",
     ir.DataType.INT2: "store the weight as int4 in blocks of 64 or 128",
@@ -126,7 +125,7 @@ def scale_type(reading: Reading) -> Iterator[Finding]:
     """A scale of another type than float32, float16 or bfloat16."""
     for coded in reading.coded:
         kind = type_of(coded.scale)
-        if kind is not None and kind not in _SCALES:
+        if kind is not None and kind not in REALS:
             yield finding(
                 coded,
                 f"its scale is {kind.name}",

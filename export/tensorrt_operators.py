@@ -86,7 +86,7 @@ def q_readers(reading: Reading) -> Iterator[Finding]:
     for coded in reading.coded:
         if not coded.quantizes:
             continue
-        for node, index in reading.readers(coded.output):
+        for node, index in reading.readers(coded.output, casts=False):
             other = reading.of(node)
             if index == 0 and other is not None and not other.quantizes:
                 continue

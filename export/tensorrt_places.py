@@ -89,9 +89,10 @@ def both_inputs(reading: Reading) -> Iterator[Finding]:
         one = first or second
         if one is None or (first is not None and second is not None):
             continue
-        if one.of_weight and _runs_weight_only(one, site.kind, reading.runtime):
-            continue
         index = 0 if first is None else 1
+        alone = one.of_weight and _runs_weight_only(one, site.kind, reading.runtime)
+        if alone and not reading.is_cast(site.node.inputs[1 - index], one):
+            continue
         other = site.node.inputs[index]
         what = "its weight is" if one.of_weight else "one of its inputs is"
         yield Finding(
@@ -134,7 +135,7 @@ def output_in_float(reading: Reading) -> Iterator[Finding]:
 
 def _behind(reading: Reading, coded: Coded) -> Iterator[tuple[ir.Node, int]]:
     """Who reads the rounded value of a QuantizeLinear."""
-    for node, index in reading.readers(coded.output):
+    for node, index in reading.readers(coded.output, casts=False):
         found = reading.of(node)
         if found is not None and not found.quantizes and index == 0:
             yield from reading.readers(found.output)

@@ -107,9 +107,9 @@ def input_shapes(model: ir.Model, spans: Mapping[str, Sequence[int]]) -> list[Sh
 
 def _span(value: ir.Value, axis: int, known: Mapping[str, Span], used: set[str]) -> Span:
     dimension = None if value.shape is None else value.shape[axis]
-    if isinstance(dimension, int):
+    if isinstance(dimension, int) and dimension >= 0:
         return (dimension, dimension, dimension)
-    name = dimension.value if dimension is not None else None
+    name = dimension.value if isinstance(dimension, ir.SymbolicDim) else None
     role = role_of(name, axis, 0 if value.shape is None else len(value.shape))
     for key in (name, f"{value.name}.{axis}"):
         if key is not None and key in known:
@@ -134,8 +134,8 @@ def _checked(name: str, span: Sequence[int]) -> Span:
 
 def _dynamic(model: ir.Model) -> list[str]:
     return [
-        (size.value or f"{value.name}.{axis}")
+        (size.value if isinstance(size, ir.SymbolicDim) and size.value else f"{value.name}.{axis}")
         for value in model.graph.inputs
         for axis, size in enumerate(value.shape or ())
-        if not isinstance(size, int)
+        if not isinstance(size, int) or size < 0
     ]

@@ -22,6 +22,7 @@ from onnxq.graph.weight_source import stored_weight
 __all__ = [
     "DYNAMIC",
     "MOVES",
+    "REALS",
     "WEIGHTED",
     "Coded",
     "Reading",
@@ -56,6 +57,9 @@ MOVES = frozenset(
 
 DYNAMIC = frozenset(["TRT_DynamicQuantize", "TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuantize"])
 """TensorRT's own operators that round an activation in blocks, to scales of the moment."""
+
+REALS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+"""Types that TensorRT computes in, and takes scales in."""
 
 _STANDARD = ("", "ai.onnx")
 _DEPTH = 32
@@ -156,16 +160,25 @@ class Reading:
         return None if node is None else self._coded.get(node)
 
     def rounded(self, value: ir.Value | None) -> Coded | None:
-        """The DequantizeLinear that a value comes from, over operators that only move values."""
+        """The DequantizeLinear that a value comes from, over moves and casts of floats."""
         for _ in range(_DEPTH):
             producer = None if value is None else value.producer()
             found = self.of(producer)
             if found is not None:
                 return None if found.quantizes else found
-            if producer is None or not moves(producer):
+            if producer is None or not (moves(producer) or _casts_reals(producer)):
                 return None
             value = producer.inputs[0]
         return None
+
+    def is_cast(self, value: ir.Value | None, coded: Coded) -> bool:
+        """Whether there is a cast between a DequantizeLinear and a value that comes from it."""
+        while value is not None and value is not coded.output:
+            producer = value.producer()
+            if producer is None or is_standard(producer, "Cast"):
+                return producer is not None
+            value = producer.inputs[0]
+        return False
 
     def quantizer(self, coded: Coded) -> Coded | None:
         """The QuantizeLinear whose codes a DequantizeLinear reads."""
@@ -185,12 +198,12 @@ class Reading:
         producer = coded.data.producer()
         return producer is not None and producer.op_type in DYNAMIC
 
-    def readers(self, value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
-        """Who reads a value in the end, over operators that only move values."""
+    def readers(self, value: ir.Value, *, casts: bool = True) -> Iterator[tuple[ir.Node, int]]:
+        """Who reads a value in the end, over moves and, of a float value, casts."""
         for node, index in value.uses():
-            if moves(node) and index == 0:
+            if index == 0 and (moves(node) or (casts and _casts_reals(node))):
                 for output in node.outputs:
-                    yield from self.readers(output)
+                    yield from self.readers(output, casts=casts)
             else:
                 yield node, index
 
@@ -220,6 +233,11 @@ def is_standard(node: ir.Node, *kinds: str) -> bool:
 def moves(node: ir.Node) -> bool:
     """Whether a node only moves values."""
     return node.domain in _STANDARD and node.op_type in MOVES
+
+
+def _casts_reals(node: ir.Node) -> bool:
+    """Whether a node casts from one floating-point type to another."""
+    return is_standard(node, "Cast") and ir.DataType(node.attributes.get_int("to")) in REALS
 
 
 def constant(value: ir.Value | None) -> np.ndarray[Any, Any] | None:

@@ -28,6 +28,7 @@ from onnxq.export.tensorrt_profiles import Shape, input_shapes
 from onnxq.export.tensorrt_reading import Reading
 from onnxq.export.tensorrt_verdicts import judge_sites
 from onnxq.export.to_float16 import to_float16
+from onnxq.export.to_nvfp4 import to_nvfp4
 from onnxq.graph import clone_model, load, save
 
 __all__ = ["TensorRt", "TensorRtRtx"]
@@ -44,16 +45,20 @@ class _Engines(DeploymentTarget):
         shapes: (least, best, most) sizes of dynamic dimensions, by name, ``input.axis`` or role
             (batch, sequence, cache, size); see `onnxq.export.tensorrt_profiles`.
         float16: compute in float16 what the model computes in float32; inputs and outputs stay.
+        fp4: compute matrix products with constant weights in NVFP4, activations rounded as the
+            model runs; see `onnxq.export.to_nvfp4`.
         weight_streaming: let weights stay in host memory and stream to the GPU as they are used.
     """
 
     shapes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     float16: bool = False
+    fp4: bool = False
     weight_streaming: bool = False
 
     def check(self, model: ir.Model) -> Verdicts:
         """What it will do with each site, by the rules of `onnxq.export.tensorrt_rules`."""
-        return judge_sites(Reading(model, self.name, self._capabilities(), self._plugins()))
+        prepared = self._rewritten(model)
+        return judge_sites(Reading(prepared, self.name, self._capabilities(), self._plugins()))
 
     def build(self, source: Path, staging: Path) -> Mapping[str, Any]:
         """Build an engine of every ONNX file of ``source``; tokenizers and the like come along.
@@ -103,16 +108,26 @@ class _Engines(DeploymentTarget):
     def _prepared(self, model: ir.Model, path: Path) -> Iterator[Path]:
         """The file that is parsed: the given one, or a rewritten copy while it is needed."""
         stripped = {key for key, f in model.functions.items() if f.name in self._plugins()}
-        if not self.float16 and not stripped:
+        prepared = self._rewritten(model)
+        if prepared is model and not stripped:
             yield path
             return
-        copy = clone_model(model)
+        prepared = clone_model(prepared)
         for key in stripped:
-            del copy.functions[key]
+            del prepared.functions[key]
+        with tempfile.TemporaryDirectory(prefix="onnxq-tensorrt-") as folder:
+            yield save(prepared, Path(folder) / path.name)
+
+    def _rewritten(self, model: ir.Model) -> ir.Model:
+        """The model in the precision asked for: a copy, or itself where nothing is asked."""
+        if not self.float16 and not self.fp4:
+            return model
+        copy = clone_model(model)
         if self.float16:
             to_float16(copy)
-        with tempfile.TemporaryDirectory(prefix="onnxq-tensorrt-") as folder:
-            yield save(copy, Path(folder) / path.name)
+        if self.fp4:
+            to_nvfp4(copy)
+        return copy
 
     def _broken_rules(self, model: ir.Model) -> str:
         verdicts = self.check(model)

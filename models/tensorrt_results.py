@@ -1,7 +1,7 @@
 """``python -m onnxq.models.tensorrt_results docs/targets/tensorrt.md``: engines of every model.
 
-Each model of the zoo, in float32, float16, int8 and int4, is built for TensorRT-RTX, which needs no
-GPU; what is refused is told with the sentence of its parser or builder. Quantized forms are about
+Each model of the zoo, in float32, float16, int8, int4 and FP4, is built for TensorRT-RTX, which needs
+no GPU; what is refused is told with the sentence of its parser or builder. Quantized forms are about
 what TensorRT takes, not about accuracy (see docs/results.md): few samples, no site left in float.
 """
 
@@ -33,11 +33,19 @@ FORMS: Mapping[str, tuple[str, ...] | None] = {
     "float16": None,
     "int8": ("int8_tensorrt", "insert_qdq.min_output_db=0", "insert_qdq.correct_bias=false"),
     "int4": ("int4_tensorrt",),
+    "fp4": None,
 }
-"""Recipe and overrides of each form; None for the model as it is."""
+"""Recipe and overrides of each form; None for the model as it is, which
+the target rewrites."""
+
+SHAPES: Mapping[tuple[str, str], Mapping[str, tuple[int, int, int]]] = {
+    ("pp-ocrv4", "recognize"): {"x.2": (48, 48, 48)},
+    ("pp-ocrv4", "direction"): {"x.2": (48, 48, 48), "x.3": (192, 192, 192)},
+}
+"""Sizes that a model takes and does not state."""
 
 _SAMPLES = 4
-_CAPABILITY = 89
+_ADA, _BLACKWELL = 89, 120
 _PART = re.compile(r"(<!-- measured: tensorrt -->\n).*?(<!-- end of measured -->)", re.S)
 
 
@@ -88,7 +96,9 @@ def measure_cell(name: str, role: str, form: str, work: Path) -> dict[str, Any]:
     """Build one engine: its account, or why it is refused."""
     task = tasks()[name]
     path = task.built(work)[role]
-    target = TensorRtRtx(capabilities=(_CAPABILITY,), float16=form == "float16")
+    target = TensorRtRtx(
+        capabilities=(_CAPABILITY,), float16=form == "float16", shapes=SHAPES.get((name, role), {})
+    )
     recipe = FORMS[form]
     try:
         with tempfile.TemporaryDirectory(dir=work) as scratch:

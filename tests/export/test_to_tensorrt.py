@@ -14,6 +14,7 @@ from onnxq.errors import MissingDependency, UnsupportedGraph, UsageError
 from onnxq.export.target import Execution
 from onnxq.export.tensorrt_profiles import DEFAULTS, input_shapes, role_of
 from onnxq.export.to_float16 import to_float16
+from onnxq.export.to_nvfp4 import BLOCK, encode_nvfp4, to_nvfp4
 from onnxq.export.to_tensorrt import TensorRt, TensorRtRtx
 from onnxq.graph import load, save
 from onnxq.passes.base import Context
@@ -188,6 +189,10 @@ def test_spans_by_name_by_role_and_by_place():
     assert (p.least, p.best, p.most) == ((1, 0, 8), (2, 5, 8), (2, 9, 8))
     low, best, most = (a + b for a, b in zip(DEFAULTS["sequence"], (0, 5, 9), strict=True))
     assert (t.least[1], t.best[1], t.most[1]) == (low, best, most)
+    nameless = graph("(float[1, 3, 4, 4] x) => (float[a, b, c, d] y) { y = Relu(x) }")
+    nameless.graph.inputs[0].shape = ir.Shape([-1, 3, None, "p2o.DynamicDimension.1"])
+    (shape,) = input_shapes(nameless, {"x.3": (8, 9, 10)})
+    assert shape.best == (1, 3, 320, 9) and shape.most == (4, 3, 1280, 10)
     with pytest.raises(UsageError, match="no dimension 'sequense'"):
         input_shapes(model, {"sequense": (1, 2, 3)})
     with pytest.raises(UsageError, match="least, the best and the most"):
@@ -244,3 +249,66 @@ def test_polygraphy_builds_the_same_network(rtx, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     size, layers, _ = done.stdout.split()[-3:]
     assert int(size) > 1000 and int(layers) > 3
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_nvfp4_is_within_half_a_step(axis):
+    weight = normal(64, 96) * np.exp(normal(64, 1))
+    weight[:, :16] = 0
+    codes, scales, outer = encode_nvfp4(weight, axis)
+    assert scales.shape == ((4, 96) if axis == 0 else (64, 6)) and outer.dtype == np.float32
+    steps = np.repeat(scales.astype(np.float32), BLOCK, axis=axis) * outer
+    decoded = codes.astype(np.float32) * steps
+    # The gaps of E2M1 are 0.5 up to 2, 1 up to 4, 2 up to 6; a scale is rounded by 1/16, or, below
+    # E4M3's smallest normal number, by half of 2**-9, and the largest of a block may then be cut.
+    gap = np.where(np.abs(weight) <= 2 * steps, 0.5, np.where(np.abs(weight) <= 4 * steps, 1, 2))
+    cut = np.maximum(np.abs(weight) - 6 * steps, 0)
+    assert np.all(np.abs(decoded - weight) <= np.maximum(gap / 2 * steps, cut) * (1 + 1e-6))
+    assert np.all(cut <= np.maximum(6 * steps / 16, 6 * outer * 2.0**-10) * (1 + 1e-6))
+    assert np.all(decoded[:, :16] == 0) and np.all(scales.astype(np.float32) > 0)
+
+
+@pytest.mark.parametrize("float16", [False, True])
+def test_products_become_fp4(rtx, float16, tmp_path):
+    target = TensorRtRtx(capabilities=(120,), fp4=True, float16=float16)
+    model = mlp()
+    assert {v.kernel for v in target.check(model).sites} == {"FP4 GEMM"}
+    (built,) = target.build(save(model, tmp_path / "m.onnx"), tmp_path).values()
+    assert built["products"] == {"low-bit kernel": 2} and built["unlike"] == {}
+
+
+def test_a_cast_keeps_integer_products_and_breaks_weights_that_stand_alone(rtx, tmp_path):
+    """The check knows what the engine shows: of int8 × int8 a cast is fused, of int4 it is not."""
+    target = TensorRtRtx(capabilities=(89,))
+    for model, indices, execution in (
+        (blocked(), (1,), "float"),
+        (dense(), (0, 1), "integer kernel"),
+    ):
+        (product,) = (node for node in model.graph if node.op_type == "MatMul")
+        for index in indices:
+            cast = ir.node("Cast", [product.inputs[index]], {"to": 10}, name=f"cast_{index}")
+            cast.outputs[0].name = f"half_{index}"
+            model.graph.insert_before(product, cast)
+            product.replace_input_with(index, cast.outputs[0])
+        if 0 not in indices:
+            model.graph.inputs[0].dtype = ir.DataType.FLOAT16
+        model.graph.outputs[0].dtype = ir.DataType.FLOAT16
+        (built,) = target.build(save(model, tmp_path / "m.onnx"), tmp_path).values()
+        assert built["products"] == {execution: 1} and built["unlike"] == {}
+
+
+def test_what_is_no_fp4_product_stays_with_its_reason():
+    model = graph(
+        "(float[8, 24] x) => (float[8, 8] y) { a = MatMul(x, w) b = MatMul(a, v)"
+        " y = Gemm<transA = 1>(b, u) }",
+        w=normal(24, 8),
+        v=normal(8, 8),
+        u=normal(8, 8),
+    )
+    left = to_nvfp4(model)
+    assert list(left.values()) == [
+        "its 24 inputs are not a whole number of blocks of 16",
+        "its 8 inputs are not a whole number of blocks of 16",
+        "it transposes its activations",
+    ]
+    assert not any(node.domain == "trt" for node in model.graph)
