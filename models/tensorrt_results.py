@@ -1,8 +1,9 @@
 """``python -m onnxq.models.tensorrt_results docs/targets/tensorrt.md``: engines of every model.
 
-Each model of the zoo, in float32, float16, int8, int4 and FP4, is built for TensorRT-RTX, which needs
-no GPU; what is refused is told with the sentence of its parser or builder. Quantized forms are about
-what TensorRT takes, not about accuracy (see docs/results.md): few samples, no site left in float.
+Each model of the zoo, in float32, float16, int8, int4 and FP4, is built for TensorRT-RTX, which
+needs no GPU; what is refused is told with the sentence of its parser or builder. Quantized forms
+are about what TensorRT takes, not about accuracy (see docs/results.md): few samples, no site left
+in float.
 """
 
 from __future__ import annotations
@@ -97,7 +98,10 @@ def measure_cell(name: str, role: str, form: str, work: Path) -> dict[str, Any]:
     task = tasks()[name]
     path = task.built(work)[role]
     target = TensorRtRtx(
-        capabilities=(_CAPABILITY,), float16=form == "float16", shapes=SHAPES.get((name, role), {})
+        capabilities=(_BLACKWELL if form == "fp4" else _ADA,),
+        float16=form == "float16",
+        fp4=form == "fp4",
+        shapes=SHAPES.get((name, role), {}),
     )
     recipe = FORMS[form]
     try:
