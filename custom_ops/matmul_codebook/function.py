@@ -148,5 +148,5 @@ MATMUL_CODEBOOK = OperatorSpec(
         entries the products of a run of the token with every entry are put into tables of bytes,
         which the codes of 64 rows look up in registers (AVX-512 VBMI); otherwise codes are decoded
         into panels of int8 that all tokens are multiplied by.""",
-    kernels=("any CPU", "AVX2", "AVX-512", "AVX-512 VNNI", "CUDA"),
+    kernels=("any CPU", "AVX2", "AVX-512", "AVX-512 VNNI", "NEON dot product", "CUDA"),
 )

@@ -102,5 +102,6 @@ const CodeKernels& code_kernels_generic();  // the baseline of the architecture
 const CodeKernels* code_kernels_avx2();     // null where not compiled
 const CodeKernels* code_kernels_avx512();
 const CodeKernels* code_kernels_vnni();
+const CodeKernels* code_kernels_dot();
 
 }  // namespace onnxq

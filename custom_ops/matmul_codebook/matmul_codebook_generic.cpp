@@ -48,6 +48,7 @@ const CodeKernels& code_kernels() {
   if (may >= Instructions::kVnni) best = code_kernels_vnni();
   if (best == nullptr && may >= Instructions::kAvx512) best = code_kernels_avx512();
   if (best == nullptr && may >= Instructions::kAvx2) best = code_kernels_avx2();
+  if (best == nullptr && may >= Instructions::kDot) best = code_kernels_dot();
   return best == nullptr ? code_kernels_generic() : *best;
 }
 

@@ -164,6 +164,6 @@ MATMUL_LUT = OperatorSpec(
         int8 tables are multiplied with activations rounded to int8, one scale for each 128 columns
         of a token (activation_bits = 8), exactly within these 128; or in float32, as float16 tables
         always are (activation_bits = 32).""",
-    kernels=("any CPU", "AVX2", "AVX-512", "AVX-512 VNNI", "CUDA"),
+    kernels=("any CPU", "AVX2", "AVX-512", "AVX-512 VNNI", "NEON dot product", "CUDA"),
     refusal=_refusal,
 )

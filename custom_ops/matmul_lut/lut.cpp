@@ -14,6 +14,7 @@ const LutKernels& lut_kernels() {
   if (most >= Instructions::kVnni) found = lut_kernels_vnni();
   if (found == nullptr && most >= Instructions::kAvx512) found = lut_kernels_avx512();
   if (found == nullptr && most >= Instructions::kAvx2) found = lut_kernels_avx2();
+  if (found == nullptr && most >= Instructions::kDot) found = lut_kernels_dot();
   return found != nullptr ? *found : lut_kernels_generic();
 }
 

@@ -119,6 +119,7 @@ const LutKernels& lut_kernels_generic();  // the baseline of the architecture
 const LutKernels* lut_kernels_avx2();     // null where not compiled
 const LutKernels* lut_kernels_avx512();
 const LutKernels* lut_kernels_vnni();
+const LutKernels* lut_kernels_dot();
 
 // y[token * stride + row] for rows [begin, end), begin a multiple of kLutRows; `tokens` are rounded
 // ones, or of float32.

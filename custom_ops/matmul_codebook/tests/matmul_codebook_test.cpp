@@ -47,6 +47,7 @@ std::vector<const CodeKernels*> all_kernels() {
   add(Instructions::kAvx2, code_kernels_avx2());
   add(Instructions::kAvx512, code_kernels_avx512());
   add(Instructions::kVnni, code_kernels_vnni());
+  add(Instructions::kDot, code_kernels_dot());
   return found;
 }
 

@@ -47,6 +47,7 @@ std::vector<const LutKernels*> all_kernels() {
   add(Instructions::kAvx2, lut_kernels_avx2());
   add(Instructions::kAvx512, lut_kernels_avx512());
   add(Instructions::kVnni, lut_kernels_vnni());
+  add(Instructions::kDot, lut_kernels_dot());
   return found;
 }
 
