@@ -48,9 +48,9 @@ from onnxq.models.transform_results import (
     measure_transforms,
     transform_tasks,
 )
-from onnxq.models.zoo import cache_folder
 from onnxq.passes.recipe import load_recipe
 from onnxq.passes.runner import run_recipe
+from onnxq.runtime.cache import cache_folder
 
 RECIPES = ("int8_static", "int8", "int4", "int8_dynamic")
 _ROUNDS = 15

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onnxq.errors import ModelLoadError
 from onnxq.graph.reading import find_model_file
-from onnxq.models.zoo import cache_folder
+from onnxq.runtime.cache import cache_folder
 
 __all__ = ["role_files", "task_folder"]
 

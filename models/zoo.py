@@ -13,12 +13,9 @@ import dataclasses
 import functools
 import hashlib
 import importlib.resources
-import os
-import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
@@ -26,8 +23,9 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from onnxq.errors import ZooError, nearest_word
+from onnxq.runtime.cache import cache_folder, in_cache
 
-__all__ = ["ZooEntry", "ZooFile", "cache_folder", "entries", "entry", "fetch"]
+__all__ = ["ZooEntry", "ZooFile", "entries", "entry", "fetch"]
 
 _WHEEL_PLATFORM = (
     *("--only-binary", ":all:", "--implementation", "cp", "--python-version", "3.11"),
@@ -91,14 +89,6 @@ class ZooEntry:
         )
 
 
-def cache_folder() -> Path:
-    """``$ONNXQ_CACHE``, or ``onnxq`` in ``$XDG_CACHE_HOME``, or ``~/.cache/onnxq``."""
-    if own := os.environ.get("ONNXQ_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "onnxq"
-
-
 @functools.cache
 def entries() -> tuple[ZooEntry, ...]:
     """Every model and data set, in the order of ``zoo.toml``."""
@@ -138,28 +128,20 @@ def fetch(name: str) -> Path:
         ZooError: unknown name, no network, or a file that is not the pinned one.
     """
     wanted = entry(name)
-    if wanted.is_cached:
-        return wanted.folder
-    wanted.folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(wanted.folder.parent / f".{wanted.folder.name}.lock"):
-        if not wanted.is_cached:
-            _install(wanted, _pip_download)
-    return wanted.folder
+    return in_cache(
+        wanted.folder,
+        lambda scratch: _install(wanted, scratch, _pip_download),
+        is_whole=lambda _: wanted.is_cached,
+    )
 
 
-def _install(wanted: ZooEntry, download: Callable[[ZooEntry, Path], Path]) -> None:
-    """Download, extract and check in a scratch folder, then rename it into place."""
-    place, prefix = wanted.folder.parent, f".{wanted.folder.name}.partial-"
-    for stale in place.glob(f"{prefix}*"):  # of a run that was killed; the lock is ours
-        shutil.rmtree(stale, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=place) as scratch:
-        archive = download(wanted, Path(scratch))
-        staged = Path(scratch) / "files"
-        for file in wanted.files:
-            _extract(archive, file, staged / file.path, wanted)
-        if wanted.folder.exists():
-            shutil.rmtree(wanted.folder)
-        staged.rename(wanted.folder)
+def _install(wanted: ZooEntry, scratch: Path, download: Callable[[ZooEntry, Path], Path]) -> Path:
+    """Download, extract and check in a scratch folder; the folder of what is kept."""
+    archive = download(wanted, scratch)
+    staged = scratch / "files"
+    for file in wanted.files:
+        _extract(archive, file, staged / file.path, wanted)
+    return staged
 
 
 def _pip_download(wanted: ZooEntry, folder: Path) -> Path:
@@ -224,16 +206,3 @@ def _open_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
             raise KeyError(f"{member} is not a plain file")
         with found:
             yield found
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold an advisory lock; where the platform has none, the final rename alone decides."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

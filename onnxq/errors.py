@@ -16,6 +16,7 @@ __all__ = [
     "ExportError",
     "FormatError",
     "MissingDependency",
+    "MissingProgram",
     "ModelLoadError",
     "ModelSaveError",
     "OnnxqError",
@@ -83,6 +84,18 @@ class MissingDependency(OnnxqError):
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed. "
             f"Install it with: pip install 'onnxq[{extra}]'"
+        )
+
+
+class MissingProgram(MissingDependency):
+    """A program that is no Python package is needed for this step."""
+
+    def __init__(self, program: str, package: str, purpose: str) -> None:
+        """Name the program, the package of Debian that has it, and what it is needed for."""
+        OnnxqError.__init__(
+            self,
+            f"{purpose} needs the program {program!r}, which was not found. Install it (Debian or "
+            f"Ubuntu: apt-get install {package}).",
         )
 
 

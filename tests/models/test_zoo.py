@@ -155,11 +155,3 @@ def test_every_entry_is_pinned_and_stays_inside_its_folder():
             assert re.fullmatch(r"[0-9a-f]{64}", file.sha256)
             assert file.size > 0
             assert entry.folder.resolve() in (entry.folder / file.path).resolve().parents
-
-
-def test_cache_folder_follows_the_platform_and_the_override(monkeypatch, tmp_path):
-    monkeypatch.delenv("ONNXQ_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert zoo.cache_folder() == tmp_path / "xdg" / "onnxq"
-    monkeypatch.setenv("ONNXQ_CACHE", str(tmp_path / "own"))
-    assert zoo.cache_folder() == tmp_path / "own"
