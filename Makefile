@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 EXTRAS := cpu,torch,hf,gguf,genai,media,plots,tensorrt-rtx,dev
 NATIVE := $(shell find custom_ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name CMakeLists.txt)
 
-.PHONY: setup demo test slow test-arm test-gpu lint wheel-smoke results docs clean
+.PHONY: setup demo test slow test-arm test-web test-gpu lint wheel-smoke results docs clean
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,13 @@ test-arm: setup
 	if ! command -v aarch64-linux-gnu-g++ || ! command -v qemu-aarch64-static; then \
 	  apt-get install -y g++-aarch64-linux-gnu qemu-user-static; fi
 	$(BIN)/python -m pytest -m slow tests/custom_ops/test_arm.py
+
+# the page of the web target, in headless Chromium
+test-web: setup
+	if ! command -v chromium; then apt-get update && apt-get install -y chromium; fi
+	if ! command -v npm; then apt-get install -y npm; fi
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),web]'
+	$(BIN)/python -m pytest -m web tests/export/test_web_page.py
 
 # the CUDA kernels, checked and timed on the first GPU
 test-gpu: setup

@@ -28,6 +28,8 @@ class Execution(enum.Enum):
     LOW_BIT = "low-bit kernel"
     """Weights stay in few bits up to the kernel, activations are float or rounded inside."""
     DEQUANTIZED = "dequantized, then float"
+    DECODED = "decoded once, then float"
+    """Stored in few bits, decoded when the model is loaded."""
     FLOAT = "float"
     """It is not quantized, and runs as it is."""
     ELSEWHERE = "another provider"

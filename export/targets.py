@@ -32,6 +32,7 @@ TARGETS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "genai": ("onnxq.export.to_genai", "Genai"),
         "tensorrt": ("onnxq.export.to_tensorrt", "TensorRt"),
         "tensorrt-rtx": ("onnxq.export.to_tensorrt", "TensorRtRtx"),
+        "web": ("onnxq.export.to_web", "Web"),
     }
 )
 """Module and class of each target."""

@@ -1,0 +1,168 @@
+"""A folder for the browser: the model, a page, and onnxruntime-web with its WebAssembly.
+
+onnxruntime-web loads no library of operators: those of onnxq run by the functions in the model.
+Any server of files will do, and no other host is asked: what the page runs on lies in ``runtime/``.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import ArtifactError, UnsupportedGraph
+from onnxq.evaluate.deviation import DeviationSums
+from onnxq.export.genai import copy_companions, read_json
+from onnxq.export.target import DeploymentTarget, Verdicts
+from onnxq.export.web_form import spell_out_blocks
+from onnxq.export.web_packages import place_page, verifier, web_version
+from onnxq.export.web_rules import decoded_bytes, web_refusals, web_verdicts
+from onnxq.export.web_weights import split_weights
+from onnxq.graph import clone_model, load, save
+from onnxq.runtime import open_session, random_samples
+
+__all__ = ["Web"]
+
+MODEL_NAME = "model.onnx"
+DESCRIPTION = "web.json"
+_GENAI = "genai_config.json"
+_OPTIONS = {"executionProviders": ["wasm"], "graphOptimizationLevel": "all"}
+_UNFOLDED = {
+    **_OPTIONS,
+    "extra": {"optimization": {"disable_specified_optimizers": "ConstantFolding"}},
+}
+_LEAST_DB = 20.0
+"""Signal to noise that a right run has at least: rounding of activations to int8 may fall the
+other way where two sums differ in their last bit, and 30 dB are left then in the worst model seen;
+a wrong one has none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Web(DeploymentTarget):
+    """onnxruntime-web, WebAssembly.
+
+    Attributes:
+        most_memory: bytes of float32 weights up to which a page decodes weights of few bits once,
+            when it loads the model; with more they are decoded in every run.
+    """
+
+    name: ClassVar[str] = "web"
+    title: ClassVar[str] = "onnxruntime-web, WebAssembly"
+
+    most_memory: int = 1 << 30
+
+    def check(self, model: ir.Model) -> Verdicts:
+        """What onnxruntime-web will do with each site; see `onnxq.export.web_rules`."""
+        return web_verdicts(model, self.most_memory)
+
+    def build(self, source: Path, staging: Path) -> Mapping[str, Any]:
+        """Write the folder, and run it once in Node.js beside ONNX Runtime.
+
+        Args:
+            source: folder of an artifact, or a model file.
+            staging: see `DeploymentTarget.build`.
+
+        Returns:
+            The deviation of each output, and the memory that the run took.
+
+        Raises:
+            UnsupportedGraph: onnxruntime-web does not take the model.
+            ArtifactError: it computes something else.
+            MissingProgram: npm is needed once, to fetch onnxruntime-web.
+        """
+        model = load(source)
+        refused = web_refusals(model)
+        if refused:
+            raise UnsupportedGraph(" ".join(verdict.reason for verdict in refused[:3]))
+        path, decode = staging / MODEL_NAME, None
+        if 0 < decoded_bytes(model) <= self.most_memory:
+            decode = split_weights(model, path)
+        else:
+            save(model, path)
+        copy_companions(source, staging)
+        place_page(staging)
+        description = {
+            "model": MODEL_NAME,
+            "data": sorted(file.name for file in staging.glob(f"{MODEL_NAME}.*")),
+            "session": _UNFOLDED if decoded_bytes(model) > self.most_memory else _OPTIONS,
+            "decode": decode,
+            **_generation(staging),
+        }
+        text = json.dumps(description, separators=(",", ":"))
+        (staging / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        return _verify(staging, model)
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    """Of a decoder: tokens that end a text, heads and size of its cache; from its configuration."""
+    model = read_json(folder / _GENAI).get("model", {}) if (folder / _GENAI).is_file() else {}
+    decoder = model.get("decoder", {})
+    stop = model.get("eos_token_id", [])
+    return {
+        "stop": stop if isinstance(stop, list) else [stop],
+        "cache": {"heads": decoder.get("num_key_value_heads"), "size": decoder.get("head_size")},
+    }
+
+
+def _verify(folder: Path, model: ir.Model) -> dict[str, Any]:
+    """Run one sample in Node.js, with the very WebAssembly of the folder, and on the CPU."""
+    node = shutil.which("node")
+    runtime = f"onnxruntime-web {web_version()}"
+    if node is None:
+        return {runtime: "not run: Node.js is not installed"}
+    spelled = clone_model(model)
+    spell_out_blocks(spelled)  # the kernel of MatMulNBits rounds activations to int8
+    with open_session(spelled, optimize=False, custom_ops=False) as session:
+        feeds = random_samples(session, 1)[0]
+        wanted = session.run(feeds)
+    given = json.dumps({name: _encoded(array) for name, array in feeds.items()})
+    done = subprocess.run(
+        [node, str(verifier()), str(folder)],
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ArtifactError(
+            f"{runtime} does not run the model in Node.js: {done.stderr.strip()[-1500:]}"
+        )
+    result = json.loads(done.stdout)
+    found = {name: _decoded(tensor) for name, tensor in result["outputs"].items()}
+    compared = _compared(runtime, {name: (wanted[name], found[name]) for name in found})
+    return {runtime: "ran in Node.js", "outputs": compared, "memory": result["memory"]}
+
+
+def _compared(runtime: str, outputs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """The least signal to noise of all outputs, in dB, and where; None where all are equal."""
+    least, where = np.inf, ""
+    for name, (wanted, found) in outputs.items():
+        sums = DeviationSums()
+        sums.add(wanted, found)
+        decibels = sums.result().sqnr_db
+        if decibels is not None and decibels < least:
+            least, where = decibels, name
+    if least < _LEAST_DB:
+        raise ArtifactError(
+            f"{runtime} computes another output {where!r} than ONNX Runtime on the CPU: signal to "
+            f"noise {least:.1f} dB. This is a fault of one of them: please report it."
+        )
+    return {"compared": len(outputs), "sqnr_db": least if where else None, "least": where}
+
+
+def _encoded(array: np.ndarray) -> dict[str, Any]:
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {"type": str(array.dtype), "dims": list(array.shape), "data": data}
+
+
+def _decoded(tensor: Mapping[str, Any]) -> np.ndarray:
+    raw = base64.b64decode(tensor["data"])
+    return np.frombuffer(raw, tensor["type"]).reshape(tensor["dims"])
