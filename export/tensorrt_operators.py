@@ -77,8 +77,17 @@ UNPARSED = INTEGER | frozenset(
     ]
 )
 
-FOREIGN = frozenset(["DequantizeLinear", "Gelu", "QuantizeLinear"])
-"""Operators of com.microsoft that the parser imports, because they mean the same as ONNX's."""
+FOREIGN = frozenset(
+    [
+        "DequantizeLinear",
+        "Gelu",
+        "MultiHeadAttention",
+        "QuantizeLinear",
+        "SkipSimplifiedLayerNormalization",
+    ]
+)
+"""Operators of com.microsoft that the parser imports itself. It knows MatMulNBits and
+GroupQueryAttention too, and wants a plugin of TensorRT's for them, which TensorRT-RTX has not."""
 
 
 def q_readers(reading: Reading) -> Iterator[Finding]:

@@ -137,12 +137,14 @@ def _bodies(reading: Reading, refused: Collection[Violation]) -> Iterator[SiteVe
             )
 
 
+_ALONE = {Effect.UNFUSED: Execution.DEQUANTIZED, Effect.WASTED: Execution.FLOAT}
+
+
 def _alone(violation: Violation) -> SiteVerdict:
     """A violation that is told by the name of its own node."""
-    refused = violation.rule.effect in _BAD
     return SiteVerdict(
         site=violation.finding.name,
-        execution=Execution.UNSUPPORTED if refused else Execution.DEQUANTIZED,
+        execution=_ALONE.get(violation.rule.effect, Execution.UNSUPPORTED),
         rule=violation.rule.name,
         reason=f"{violation.finding.found}; {violation.finding.remedy}",
     )

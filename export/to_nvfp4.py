@@ -73,7 +73,7 @@ def encode_nvfp4(weight: Array, axis: int) -> tuple[Array, Array, Array]:
     blocks = moved.reshape(*moved.shape[:-1], -1, BLOCK)
     largest = np.abs(blocks).max(axis=-1)
     top = float(largest.max())
-    outer = np.float32(top / (_LARGEST_CODE * _LARGEST_SCALE) if top > 0 else 1.0)
+    outer = np.asarray(top / (_LARGEST_CODE * _LARGEST_SCALE) if top > 0 else 1.0, np.float32)
     wanted = np.clip(largest / _LARGEST_CODE / outer, _SMALLEST_SCALE, _LARGEST_SCALE)
     scales = wanted.astype(_SCALE.numpy())
     steps = scales.astype(np.float32)[..., None] * outer
@@ -92,7 +92,7 @@ def _refusal(site: Site) -> str | None:
         return site.refusal
     if site.weight_index != 1 or site.via or len(site.shape) != 2:
         return "its weight is no plain matrix on the right: fold constants first"
-    if site.kind == "Gemm" and site.node.attributes.get_int("transA", 0):
+    if site.kind == "Gemm" and site.node.attributes.get_int("transA"):
         return "it transposes its activations"
     if site.shape[site.in_axis] % BLOCK:
         return f"its {site.shape[site.in_axis]} inputs are not a whole number of blocks of {BLOCK}"
