@@ -15,7 +15,7 @@ from onnxq.passes.base import Context
 from onnxq.passes.calibrate import Calibrate
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.quantize_weights import QuantizeWeights
-from tests.export.tensorrt_graphs import graph, normal
+from tests.export.tensorrt_graphs import F4, F8, I4, codes, graph, normal, steps
 
 IMAGE = "(float[1, 8, 8, 8] x) => (float[n, c, h, k] y)"
 TOKENS = "(float[2, 6, 32] x) => (float[a, b, c] y)"
@@ -189,3 +189,51 @@ def test_scales_below_zero_are_told_by_name():
     model = graph("(float[4, 256] x) => (float[4, 64] y) { y = MatMul(x, w) }", w=normal(256, 64))
     QuantizeWeights(format="int4_g64", write="dequantize").call(model, Context())
     assert "scale-positive" in rules(model)
+
+
+def stored(dtype, scales, attributes, *, rounded=False, outer=False):
+    """x [8, 512] · W [512, 256]: weights in codes, activations in float or rounded alike."""
+    given = {"c": codes(512, 256, dtype=dtype, most=6)}
+    text = ""
+    if rounded:
+        given |= {"s": np.float32(0.02), "z": np.zeros((), dtype)}
+        text += "xq = QuantizeLinear(x, s, z) xd = DequantizeLinear(xq, s, z) "
+    if outer:
+        given |= {"i": np.ones(scales, F8), "o": np.float32(0.01)}
+        text += "t = DequantizeLinear(i, o) "
+    else:
+        given["t"] = steps(*scales)
+    text += f"w = DequantizeLinear{attributes}(c, t) y = MatMul({'xd' if rounded else 'x'}, w)"
+    return graph(f"(float[8, 512] x) => (float[8, 256] y) {{ {text} }}", 23, **given)
+
+
+def blocks(size, axis=0):
+    shape = (512 // size, 256) if axis == 0 else (512, 256 // size)
+    return shape, f"<axis = {axis}, block_size = {size}>"
+
+
+CHANNELS = ((256,), "<axis = 1>")
+STORED = {
+    "int4 blocks of 8": (lambda: stored(I4, *blocks(8)), "low-bit kernel"),
+    "int4 blocks of 256": (lambda: stored(I4, *blocks(256)), "low-bit kernel"),
+    "int4 blocks of outputs": (lambda: stored(I4, *blocks(64, 1)), "low-bit kernel"),
+    "int4 channels": (lambda: stored(I4, *CHANNELS), "float"),
+    "int8 channels": (lambda: stored(np.int8, *CHANNELS), "low-bit kernel"),
+    "int8 blocks": (lambda: stored(np.int8, *blocks(64)), "float"),
+    "int8 both": (lambda: stored(np.int8, *CHANNELS, rounded=True), "integer kernel"),
+    "fp8 channels": (lambda: stored(F8, *CHANNELS), "low-bit kernel"),
+    "fp8 blocks": (lambda: stored(F8, *blocks(64)), "float"),
+    "fp8 both": (lambda: stored(F8, *CHANNELS, rounded=True), "low-bit kernel"),
+    "fp4 alone": (lambda: stored(F4, *blocks(16), outer=True), "float"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STORED)
+def test_stored_weights_run_as_the_check_says(name, tmp_path):
+    """What docs/targets/tensorrt.md says of weights, as the engine shows it."""
+    pytest.importorskip("tensorrt_rtx")
+    make, execution = STORED[name]
+    target = TensorRtRtx(capabilities=(120,))
+    (built,) = target.build(save(make(), tmp_path / "m.onnx"), tmp_path).values()
+    assert built["products"] == {execution: 1} and built["unlike"] == {}

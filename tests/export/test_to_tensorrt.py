@@ -312,3 +312,15 @@ def test_what_is_no_fp4_product_stays_with_its_reason():
         "it transposes its activations",
     ]
     assert not any(node.domain == "trt" for node in model.graph)
+
+
+def test_the_example_of_the_page_runs(rtx, monkeypatch, tmp_path, capsys):
+    page = Path(__file__).resolve().parents[2] / "docs" / "targets" / "tensorrt.md"
+    code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    for folder in ("artifact", "engines"):
+        (tmp_path / folder).mkdir()
+    save(mlp(), tmp_path / "artifact" / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(page), "exec"), {})
+    assert (tmp_path / "engines" / "model.engine").exists()
+    assert capsys.readouterr().out.startswith("True [")
