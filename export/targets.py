@@ -30,6 +30,7 @@ TARGETS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "onnxruntime-cpu": ("onnxq.export.to_onnxruntime", "OnnxRuntimeCpu"),
         "genai": ("onnxq.export.to_genai", "Genai"),
+        "mobile": ("onnxq.export.to_mobile", "Mobile"),
         "tensorrt": ("onnxq.export.to_tensorrt", "TensorRt"),
         "tensorrt-rtx": ("onnxq.export.to_tensorrt", "TensorRtRtx"),
         "web": ("onnxq.export.to_web", "Web"),

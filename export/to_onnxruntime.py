@@ -27,7 +27,7 @@ from onnxq.graph.walk import site_name, walk_nodes
 from onnxq.runtime import open_session, ops_library, random_samples
 from onnxq.runtime.optimized import OptimizedModel, optimized_model
 
-__all__ = ["OnnxRuntimeCpu"]
+__all__ = ["OnnxRuntimeCpu", "output_difference"]
 
 _SAMPLES = 2
 _SAME = 1e-5
@@ -189,7 +189,7 @@ def _same_outputs(source: Path, folder: Path) -> dict[str, Any]:
         for sample in samples:
             wanted, found = before.run(sample), after.run(sample)
             for name, value in wanted.items():
-                error = _difference(found[name], value)
+                error = output_difference(found[name], value)
                 errors[name] = max(errors.get(name, 0.0), error)
     worst = max(errors, key=lambda name: errors[name])
     if not errors[worst] <= _SAME:
@@ -200,7 +200,8 @@ def _same_outputs(source: Path, folder: Path) -> dict[str, Any]:
     return {"samples": len(samples), "largest relative difference": errors[worst]}
 
 
-def _difference(found: np.ndarray, wanted: np.ndarray) -> float:
+def output_difference(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Relative difference of an output; of integers 0 or infinity."""
     if wanted.dtype.kind not in "fV":
         return 0.0 if np.array_equal(found, wanted) else float("inf")
     return relative_error(found, wanted)

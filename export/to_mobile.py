@@ -1,0 +1,152 @@
+"""Deploy to phones: ONNX Runtime's own format, fixed shapes where asked, a plan of memory.
+
+The providers of phones take QDQ models by rules of their own (onnxruntime.ai, "ORT Mobile: model
+usability"; onnxruntime/core/providers/nnapi, coreml, xnnpack). None of them is run here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from onnxq.errors import ArtifactError
+from onnxq.export.genai import copy_companions
+from onnxq.export.memory_plan import memory_plan, with_sizes
+from onnxq.export.onnxruntime_view import View, value_type
+from onnxq.export.target import Execution, SiteVerdict, Verdicts
+from onnxq.export.to_onnxruntime import OnnxRuntimeCpu, output_difference
+from onnxq.graph import Site, find_sites, is_weight, load, read_weight, save
+from onnxq.graph.reading import find_model_file
+from onnxq.runtime import open_session, random_samples
+from onnxq.runtime.ort_format import Style, write_ort_format
+
+__all__ = ["Mobile"]
+
+_SAMPLES = 2
+_TOLERANCE = 1e-3
+"""Relative: the two files are optimized differently, so sums of float layers differ in order, and a
+value next to the middle between two steps of a grid may fall on the other side."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mobile(OnnxRuntimeCpu):
+    """ONNX Runtime on phones: its CPU kernels, XNNPACK, NNAPI or CoreML.
+
+    Attributes:
+        sizes: of dynamic dimensions of inputs, by name; empty leaves them dynamic. NNAPI and CoreML
+            take fixed shapes only.
+        style: ``runtime`` keeps Q and DQ for the provider of the device; ``fixed`` is for the CPU.
+        library: false: operators of onnxq run by their functions.
+    """
+
+    library: bool = False
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    style: Style = "runtime"
+
+    name: ClassVar[str] = "mobile"
+    title: ClassVar[str] = "ONNX Runtime Mobile: CPU, XNNPACK, NNAPI, CoreML"
+
+    def check(self, model: ir.Model) -> Verdicts:
+        """The verdicts of the CPU provider, and what the other providers would not take."""
+        verdicts = super().check(model)
+        broken = {verdict.site: verdict for verdict in _device_rules(model)}
+        sites = [broken.get(site.site, site) for site in verdicts.sites]
+        notes = [*verdicts.notes, "NNAPI, CoreML and XNNPACK are not run here"]
+        dynamic = [value.name for value in model.graph.inputs if _is_dynamic(value)]
+        if dynamic and not self.sizes:
+            notes.append(
+                f"fixed-shapes: inputs {', '.join(map(repr, dynamic))} have dynamic dimensions, "
+                "which NNAPI and CoreML leave to the CPU: give sizes"
+            )
+        return dataclasses.replace(verdicts, target=self.name, sites=sites, notes=notes)
+
+    def build(self, source: Path, staging: Path) -> Mapping[str, Any]:
+        """Write ``model.ort`` and compare it with the model it came from.
+
+        Raises:
+            UnsupportedGraph: a dimension has no size, or the runtime does not take the model.
+            ArtifactError: what was written computes something else.
+        """
+        file = find_model_file(source)
+        model = load(file)
+        if self.sizes:
+            model = with_sizes(model, self.sizes)
+        target = staging / "model.ort"
+        with tempfile.TemporaryDirectory(prefix="onnxq-mobile-") as folder:
+            plain = save(model, Path(folder) / "model.onnx")
+            write_ort_format(plain, target, self.style)
+            verified = _same(plain, target)
+        copy_companions(file.parent, staging)
+        if self.sizes:
+            plan = memory_plan(model, self.sizes)
+            verified |= {"activation bytes": plan.peak, "most at": plan.at}
+        return verified
+
+
+def _device_rules(model: ir.Model) -> Iterator[SiteVerdict]:
+    """Sites whose quantization the providers of devices do not take, each with the rule."""
+    for site in find_sites(model):
+        if site.node.op_type not in ("MatMul", "Gemm", "Conv"):
+            continue
+        view = View.of(site.node)
+        if view.x.dequantize is None or view.w.dequantize is None:
+            continue
+        for rule, reason in _broken(view):
+            yield _elsewhere(site, rule, reason)
+            break
+
+
+def _broken(view: View) -> Iterator[tuple[str, str]]:
+    """(rule, reason) of what is broken (nnapi/builders/helper.cc: IsQuantizedIOSupported)."""
+    weight = view.w.dequantize
+    scale, zero = (weight.inputs[1], _third(weight)) if weight is not None else (None, None)
+    by_output = is_weight(scale) and scale is not None and read_weight(scale).size > 1
+    if by_output and view.w.codes != ir.DataType.INT8:
+        yield "device-channel-int8", "scales by output go with int8 weights only: use int8_channel"
+    if by_output and is_weight(zero) and zero is not None and read_weight(zero).any():
+        yield "device-channel-symmetric", "scales by output go with zero points 0 only"
+    if view.quantize is None:
+        yield "device-result", "devices compute in integers only what is quantized behind, too"
+    if view.bias.exists and view.bias.codes != ir.DataType.INT32:
+        yield "device-bias", "the bias must be int32 behind DequantizeLinear"
+    point = None if view.x.dequantize is None else _third(view.x.dequantize)
+    if point is not None and value_type(point) not in (ir.DataType.UINT8, ir.DataType.INT8):
+        yield "device-eight-bits", "activations must be uint8 or int8"
+
+
+def _third(node: ir.Node) -> ir.Value | None:
+    return node.inputs[2] if len(node.inputs) > 2 else None
+
+
+def _elsewhere(site: Site, rule: str, reason: str) -> SiteVerdict:
+    return SiteVerdict(
+        site=site.name,
+        execution=Execution.ELSEWHERE,
+        rule=rule,
+        kernel=None,
+        reason=f"{reason}; NNAPI and CoreML leave this site to the CPU",
+    )
+
+
+def _is_dynamic(value: ir.Value) -> bool:
+    return value.shape is None or not value.shape.is_static()
+
+
+def _same(source: Path, target: Path) -> dict[str, Any]:
+    """Run both files on the same inputs."""
+    worst = 0.0
+    with open_session(source, custom_ops=False) as before, open_session(target) as after:
+        for sample in random_samples(before, _SAMPLES):
+            wanted, found = before.run(sample), after.run(sample)
+            worst = max(worst, *(output_difference(found[name], wanted[name]) for name in wanted))
+    if not worst <= _TOLERANCE:
+        raise ArtifactError(
+            f"The .ort file differs from {source.name} by {worst:.3g} (relative), where the order "
+            f"of float sums explains {_TOLERANCE:g}: build with style=fixed, or report the model."
+        )
+    return {"samples": _SAMPLES, "largest relative difference": worst}
