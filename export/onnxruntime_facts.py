@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.onnxruntime_view import View, dimensions, value_type
+from onnxq.export.onnxruntime_view import (
+    View,
+    dimensions,
+    read_codes,
+    value_type,
+    written_codes,
+)
 from onnxq.graph import is_weight, read_weight
 from onnxq.graph.weights import weight_tensor
 
@@ -13,14 +19,17 @@ __all__ = [
     "bias_is_taken",
     "bias_scale_fits",
     "blocks_fit_nbits",
+    "codes_are_alike",
     "codes_fit_nbits",
     "codes_have_eight_bits",
     "factors",
     "gemm_fits_nbits",
+    "input_is_unsigned",
     "is_requantized",
     "is_turned_behind",
     "scales_are_by_output",
     "scales_fit_gemm",
+    "signs_fit_gemm",
     "weight_is_read_once",
     "zero_points_are_given",
 ]
@@ -34,24 +43,36 @@ _BIAS_RTOL, _BIAS_ATOL = 0.01, 1e-6
 
 
 def codes_have_eight_bits(view: View) -> bool:
-    """Whether operands and result are uint8 or int8; a weight in float is not asked.
-
-    Signed and unsigned may be mixed: on x86-64 the runtime makes activations unsigned first.
-    """
+    """Whether operands and result are uint8 or int8; a weight in float is not asked."""
     codes = [view.x.codes]
     if view.w.dequantize is not None:
         codes.append(view.w.codes)
     if view.quantize is not None:
-        codes.append(value_type(view.quantize.outputs[0]) or _zero_type(view.quantize))
+        codes.append(written_codes(view.quantize, _last(view)))
     return all(code in _EIGHT for code in codes)
 
 
-def _zero_type(quantize: ir.Node) -> ir.DataType | None:
-    """The type of codes that a QuantizeLinear gives; uint8 when it does not say."""
-    if len(quantize.inputs) > 2 and quantize.inputs[2] is not None:
-        return value_type(quantize.inputs[2])
-    told = quantize.attributes.get_int("output_dtype", 0)
-    return ir.DataType(told) if told else ir.DataType.UINT8
+def input_is_unsigned(view: View) -> bool:
+    """Whether the input's codes are uint8, or are made so."""
+    return read_codes(view.x) == ir.DataType.UINT8
+
+
+def signs_fit_gemm(view: View) -> bool:
+    """Whether the weight of a Gemm with int8 inputs is int8 too."""
+    is_signed = read_codes(view.x) == ir.DataType.INT8
+    return not is_signed or view.w.dequantize is None or view.w.codes == ir.DataType.INT8
+
+
+def codes_are_alike(view: View) -> bool:
+    """Whether the result, where it is quantized, has the type of the input's codes."""
+    if view.quantize is None:
+        return True
+    return written_codes(view.quantize, _last(view)) == read_codes(view.x)
+
+
+def _last(view: View) -> ir.Value:
+    """The value before the QuantizeLinear, or before what only moves it there."""
+    return view.result if view.clip is None else view.clip.outputs[0]
 
 
 def is_requantized(view: View) -> bool:

@@ -19,7 +19,8 @@ from onnxq.export.onnxruntime_view import (
     is_standard,
     operand,
     quantizer_of,
-    value_type,
+    read_codes,
+    written_codes,
 )
 from onnxq.export.target import Execution, SiteVerdict
 from onnxq.graph import is_weight, read_weight
@@ -49,7 +50,7 @@ def wasted_pairs(model: ir.Model) -> Iterator[SiteVerdict]:
             continue
         if any(back.op_type != "DequantizeLinear" for back in backs):
             continue
-        if _is_written(source) or any(_is_read(back.outputs[0]) for back in backs):
+        if _is_written(source, node) or any(_is_read(back.outputs[0]) for back in backs):
             continue
         readers = sorted({use.node.op_type for back in backs for use in back.outputs[0].uses()})
         yield SiteVerdict(
@@ -62,7 +63,7 @@ def wasted_pairs(model: ir.Model) -> Iterator[SiteVerdict]:
         )
 
 
-def _is_written(value: ir.Value) -> bool:
+def _is_written(value: ir.Value, quantize: ir.Node) -> bool:
     """Whether the node before a QuantizeLinear writes the codes itself."""
     here = value
     producer = here.producer()
@@ -73,6 +74,8 @@ def _is_written(value: ir.Value) -> bool:
             return True
         here = producer.inputs[0]
         producer = here.producer()
+    if written_codes(quantize, here) != written_codes(quantize, value):
+        return False  # the copy of the pair behind the kernel has other codes
     return producer is not None and reads_codes(producer) and _quantized_result(producer)
 
 
@@ -122,9 +125,10 @@ def reads_codes(node: ir.Node) -> bool:
         return False
     if any(source.dequantize is None or source.codes not in _EIGHT for source in sources):
         return False
-    codes = {source.codes for source in sources} | {value_type(quantize.outputs[0])}
+    codes = {read_codes(source) for source in sources}
+    codes.add(written_codes(quantize, node.outputs[0]))
     same = kind not in _DROPPED or _same_grid(sources[0].dequantize, quantize)
-    return same and len(codes - {None}) == 1
+    return same and len(codes) == 1
 
 
 def _product_before(add: ir.Node) -> ir.Node | None:

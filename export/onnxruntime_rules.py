@@ -79,6 +79,26 @@ _EIGHT_BITS = Rule(
     remedy="use 8-bit codes for both operands, or leave the input in float so that the weight "
     "can go to MatMulNBits",
 )
+_UNSIGNED = Rule(
+    name="signed-codes-read-once",
+    says="The input is uint8; or int8 that one node alone reads, so that ONNX Runtime makes it "
+    "uint8, the only type of inputs that its kernels for x86-64 take.",
+    kept=facts.input_is_unsigned,
+    remedy="use uint8 activations, as insert_qdq does for this target",
+)
+_GEMM_SIGNS = Rule(
+    name="gemm-signs",
+    says="With int8 inputs that several nodes read, the weight is int8.",
+    kept=facts.signs_fit_gemm,
+    remedy="use uint8 activations, as insert_qdq does for this target",
+)
+_ALIKE = Rule(
+    name="same-codes",
+    says="Input and result have codes of one type, after int8 that one node alone reads has been "
+    "made uint8.",
+    kept=facts.codes_are_alike,
+    remedy="use uint8 for all activations",
+)
 _NO_CLIP = Rule(
     name="no-clip-behind",
     says="No Relu or Clip is the only reader of the result, unless the QuantizeLinear behind it "
@@ -194,7 +214,7 @@ FUSIONS = (
         kernel="QLinearConv",
         execution=Execution.INTEGER,
         rules=(
-            *(_INPUT, _WEIGHT, _EIGHT_BITS, _UNSHARED, _RESULT, _NO_CLIP),
+            *(_INPUT, _WEIGHT, _EIGHT_BITS, _UNSHARED, _RESULT, _NO_CLIP, _UNSIGNED, _ALIKE),
             *(_BIAS, _CONV_BIAS_SCALE, _LAYOUT),
         ),
     ),
@@ -202,14 +222,14 @@ FUSIONS = (
         name="qdq-matmul",
         kernel="MatMulIntegerToFloat",
         execution=Execution.INTEGER,
-        rules=(_WEIGHT, _EIGHT_BITS, _NO_CLIP, _UNSHARED, _LAYOUT),
+        rules=(_WEIGHT, _EIGHT_BITS, _NO_CLIP, _UNSHARED, _UNSIGNED, _ALIKE, _LAYOUT),
     ),
     Fusion(
         name="qdq-gemm",
         kernel="QGemm",
         execution=Execution.INTEGER,
         rules=(
-            *(_WEIGHT, _EIGHT_BITS, _NO_CLIP, _UNSHARED, _BIAS),
+            *(_WEIGHT, _EIGHT_BITS, _NO_CLIP, _UNSHARED, _GEMM_SIGNS, _ALIKE, _BIAS),
             *(_GEMM_FACTORS, _GEMM_ZEROS, _GEMM_SCALES, _GEMM_TURNED, _GEMM_BIAS_SCALE, _LAYOUT),
         ),
     ),

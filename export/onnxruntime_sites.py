@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxq.custom_ops.catalog import has_kernels
 from onnxq.custom_ops.hadamard import HADAMARD
 from onnxq.export import onnxruntime_facts as facts
+from onnxq.export.onnxruntime_pairs import reads_codes
 from onnxq.export.onnxruntime_rules import fusion_for, kernel_of
 from onnxq.export.onnxruntime_view import View, is_standard
 from onnxq.export.target import Execution, SiteVerdict
@@ -110,6 +111,8 @@ def _nbits(site: Site) -> SiteVerdict:
 
 def _gather(site: Site) -> SiteVerdict:
     """A lookup in a dequantized table: on codes when they come out as they went in."""
+    if reads_codes(site.node):
+        return _verdict(site, Execution.INTEGER, "table-of-codes", "Gather")
     reason = "the whole table is dequantized on every run: write GatherBlockQuantized "
     reason += "(quantize_weights with write=auto does), or leave it in float"
     kernel = "DequantizeLinear, Gather"

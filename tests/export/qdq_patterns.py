@@ -52,6 +52,8 @@ class Pattern:
     alpha: float = 1.0
     zero: int = 128  # zero point of uint8
     beta: float = 1.0
+    x_twice: bool = False  # another node reads the dequantized x
+    y_twice: bool = False  # two nodes read the dequantized y
 
 
 class _Builder:
@@ -167,12 +169,16 @@ def build(pattern):
         outputs.append(made.node("MatMul", [made.node("Cos", [x]), weight], name="twin"))
     if pattern.shared:
         outputs.append(made.node("Exp", [weight]))
+    if pattern.x_twice:
+        outputs.append(made.node("Sin", [value], name="other"))
     if pattern.both:
         outputs.append(made.node("Neg", [result]))
     if pattern.after:
         result = _moved(made, pattern.after, result)
     if pattern.y:
         result = made.quantized(result, pattern.y, 0.1, name="y")
+    if pattern.y_twice:
+        outputs.append(made.node("Sinh", [result], name="another"))
     y = made.node("Identity" if pattern.y else "Abs", [result], name="end")
     outputs.append(y)
     for output in outputs:
