@@ -114,7 +114,8 @@ def test_the_rule_decides_and_onnxruntime_runs_what_it_says(rule, pattern):
     assert verdict.rule == rule
     assert target.observe(model, verdicts).differences == []
     wasted = {pair.site for pair in verdicts.wasted}
-    assert wasted == unread_codes(optimized_model(model, run=False).model)
+    ours = {node.name for node in model.graph}  # it adds pairs of its own behind what moves
+    assert wasted == unread_codes(optimized_model(model, run=False).model) & ours
 
 
 def unread_codes(model):
