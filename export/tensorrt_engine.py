@@ -15,7 +15,15 @@ from typing import Any
 from onnxq.errors import UnsupportedGraph, UsageError
 from onnxq.export.tensorrt_profiles import Shape
 
-__all__ = ["Engine", "Messages", "build_engine", "configure", "messages_of", "parse_network"]
+__all__ = [
+    "Engine",
+    "Messages",
+    "build_engine",
+    "configure",
+    "dynamic_shapes",
+    "messages_of",
+    "parse_network",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -110,9 +118,9 @@ def configure(
     config = builder.create_builder_config()
     if capabilities:
         _set_capabilities(trt, config, capabilities)
-    dynamic = [shape for shape in shapes if shape.is_dynamic]
+    dynamic = dynamic_shapes(network, shapes)
     if dynamic:
-        config.add_optimization_profile(_profile(builder, network, dynamic))
+        config.add_optimization_profile(_profile(builder, dynamic))
     if weight_streaming:
         flag = getattr(trt.BuilderFlag, "WEIGHT_STREAMING", None)
         if flag is None:
@@ -135,18 +143,23 @@ def _set_capabilities(trt: Any, config: Any, capabilities: Sequence[int]) -> Non
             )
 
 
-def _profile(builder: Any, network: Any, shapes: Sequence[Shape]) -> Any:
+def dynamic_shapes(network: Any, shapes: Sequence[Shape]) -> list[Shape]:
+    """The shapes of the inputs that the network leaves open; the parser drops what nobody reads."""
+    inputs = (network.get_input(i) for i in range(network.num_inputs))
+    names = {value.name for value in inputs if any(size < 0 for size in value.shape)}
+    return [shape for shape in shapes if shape.name in names]
+
+
+def _profile(builder: Any, shapes: Sequence[Shape]) -> Any:
     profile = builder.create_optimization_profile()
-    inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
     for shape in shapes:
-        if shape.name in inputs:  # the parser drops an input that nobody reads
-            try:
-                profile.set_shape(shape.name, shape.least, shape.best, shape.most)
-            except (RuntimeError, TypeError) as error:
-                raise UsageError(
-                    f"Input {shape.name!r} cannot have shapes {shape.least}, {shape.best}, "
-                    f"{shape.most}: {error} Give others by `shapes`."
-                ) from error
+        try:
+            profile.set_shape(shape.name, shape.least, shape.best, shape.most)
+        except (RuntimeError, TypeError) as error:
+            raise UsageError(
+                f"Input {shape.name!r} cannot have shapes {shape.least}, {shape.best}, "
+                f"{shape.most}: {error} Give others by `shapes`."
+            ) from error
     return profile
 
 

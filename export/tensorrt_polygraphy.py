@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxq.errors import MissingDependency, UnsupportedGraph
 from onnxq.export.check import relative_error
-from onnxq.export.tensorrt_engine import Engine, messages_of, parse_network
+from onnxq.export.tensorrt_engine import Engine, dynamic_shapes, messages_of, parse_network
 from onnxq.export.tensorrt_profiles import Shape
 from onnxq.graph import load
 from onnxq.runtime import open_session, random_samples
@@ -52,9 +52,8 @@ def build_with_polygraphy(
     builder = trt.Builder(logger)
     network = parse_network(trt, builder, logger, path, said)
     profile = backend.Profile()
-    for shape in shapes:
-        if shape.is_dynamic:
-            profile.add(shape.name, min=shape.least, opt=shape.best, max=shape.most)
+    for shape in dynamic_shapes(network, shapes):
+        profile.add(shape.name, min=shape.least, opt=shape.best, max=shape.most)
     options: dict[str, Any] = {"profiles": [profile]} if len(profile) else {}
     if timing_cache is not None:
         options["load_timing_cache"] = str(timing_cache)

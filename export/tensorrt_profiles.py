@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxq.errors import UsageError
 
-__all__ = ["DEFAULTS", "Shape", "input_shapes", "role_of"]
+__all__ = ["DEFAULTS", "Shape", "forget_question_marks", "input_shapes", "role_of"]
 
 Span = tuple[int, int, int]
 """(least, best, most)."""
@@ -103,6 +103,20 @@ def input_shapes(model: ir.Model, spans: Mapping[str, Sequence[int]]) -> list[Sh
             f"{', '.join(_dynamic(model)) or 'none'}; roles: {', '.join(DEFAULTS)}."
         )
     return shapes
+
+
+def forget_question_marks(model: ir.Model) -> bool:
+    """Take the name ``?`` off dimensions of inputs, in place; whether there were any.
+
+    Some exporters give it to all dimensions, and TensorRT holds those of one name to be equal.
+    """
+    found = False
+    for value in model.graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim) and size.value == "?" and value.shape is not None:
+                value.shape[axis] = None
+                found = True
+    return found
 
 
 def _span(value: ir.Value, axis: int, known: Mapping[str, Span], used: set[str]) -> Span:

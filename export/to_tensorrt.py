@@ -24,7 +24,7 @@ from onnxq.export.target import DeploymentTarget, Verdicts
 from onnxq.export.tensorrt_engine import Engine, build_engine
 from onnxq.export.tensorrt_plan import products_of
 from onnxq.export.tensorrt_polygraphy import build_with_polygraphy, compare_engine, has_gpu
-from onnxq.export.tensorrt_profiles import Shape, input_shapes
+from onnxq.export.tensorrt_profiles import Shape, forget_question_marks, input_shapes
 from onnxq.export.tensorrt_reading import Reading
 from onnxq.export.tensorrt_verdicts import judge_sites
 from onnxq.export.to_float16 import to_float16
@@ -108,11 +108,11 @@ class _Engines(DeploymentTarget):
     def _prepared(self, model: ir.Model, path: Path) -> Iterator[Path]:
         """The file that is parsed: the given one, or a rewritten copy while it is needed."""
         stripped = {key for key, f in model.functions.items() if f.name in self._plugins()}
-        prepared = self._rewritten(model)
-        if prepared is model and not stripped:
+        prepared = clone_model(self._rewritten(model))
+        is_named = not forget_question_marks(prepared)
+        if is_named and not stripped and not self.float16 and not self.fp4:
             yield path
             return
-        prepared = clone_model(prepared)
         for key in stripped:
             del prepared.functions[key]
         with tempfile.TemporaryDirectory(prefix="onnxq-tensorrt-") as folder:

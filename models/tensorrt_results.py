@@ -56,40 +56,48 @@ def main() -> None:
     parser.add_argument("page", type=Path, help="the markdown file with the part to write")
     parser.add_argument("--work", type=Path, default=cache_folder() / "tensorrt")
     parser.add_argument("--only", nargs="*", help="names of models; all when not given")
+    parser.add_argument("--finished", action="store_true", help="show what is built, build nothing")
     options = parser.parse_args()
     cells: dict[tuple[str, str, str], dict[str, Any]] = {}
     for name in tasks():
         if options.only and name not in options.only:
             continue
         for form in FORMS:
-            cells |= _form(name, form, options.work / name)
+            cells |= _form(name, form, options.work / name, options.finished)
     text = options.page.read_text(encoding="utf-8")
     text = _PART.sub(lambda match: f"{match[1]}{tensorrt_part(cells)}\n{match[2]}", text)
     options.page.write_text(text, encoding="utf-8")
 
 
-def _form(name: str, form: str, work: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+def _form(
+    name: str, form: str, work: Path, finished: bool
+) -> dict[tuple[str, str, str], dict[str, Any]]:
     """One form of all files of a model; each in a process of its own, which may die."""
     work.mkdir(parents=True, exist_ok=True)
     found = {}
-    for role in _roles(name, work):
+    for role in _roles(name, work, finished):
         cell = work / f"{role}-{form}.json"
         plain = kept(work / f"{role}-float32.json") or {}
         if "refused" in plain and form != "float32":
             found[name, role, form] = {"refused": f"as in float32: {plain['refused']}"}
             continue
-        if kept(cell) is None:
+        if kept(cell) is None and not finished:
             with concurrent.futures.ProcessPoolExecutor(1) as pool:
                 try:
                     value = pool.submit(measure_cell, name, role, form, work).result()
                 except BrokenProcessPool:
                     value = {"refused": "the process died in the builder"}
             keep(cell, value)
-        found[name, role, form] = dict(kept(cell) or {})
+        if kept(cell) is not None:
+            found[name, role, form] = dict(kept(cell) or {})
     return found
 
 
-def _roles(name: str, work: Path) -> list[str]:
+def _roles(name: str, work: Path, finished: bool) -> list[str]:
+    if finished:
+        return sorted(
+            path.name.removesuffix("-float32.json") for path in work.glob("*-float32.json")
+        )
     return sorted(tasks()[name].built(work))
 
 

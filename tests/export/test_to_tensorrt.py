@@ -224,6 +224,16 @@ def test_float16_computes_the_same_to_its_precision():
     assert np.all(np.abs(found - expected) <= 2 * 0.05 + 3 * 2.0**-11 * np.abs(expected) + 1e-4)
 
 
+def test_dimensions_called_question_mark_need_not_be_equal(rtx, tmp_path):
+    model = graph(
+        "(float[1, 3, 4, 4] x) => (float[a, b, c, d] y) { y = Conv(x, k) }", k=normal(4, 3, 1, 1)
+    )
+    model.graph.inputs[0].shape = ir.Shape([1, 3, "?", "?"])
+    target = TensorRtRtx(capabilities=(89,), shapes={"x.2": (8, 8, 8), "x.3": (16, 16, 16)})
+    (built,) = target.build(save(model, tmp_path / "m.onnx"), tmp_path).values()
+    assert built["shapes"] == {} and built["products"] == {"float": 1}
+
+
 @pytest.mark.slow
 def test_polygraphy_builds_the_same_network(rtx, tmp_path):
     """`build` for tensorrt goes through Polygraphy, which can be told to use TensorRT-RTX."""
