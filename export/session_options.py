@@ -11,14 +11,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from onnxq.export.genai import read_json
 from onnxq.runtime import Session, open_session
 
-__all__ = ["OPTIONS", "open_built", "write_options"]
+__all__ = ["OPTIONS", "name_providers", "open_built", "write_options"]
 
 OPTIONS = "session_options.json"
 
@@ -40,8 +40,14 @@ def write_options(folder: Path, config: Mapping[str, tuple[str, str]], library: 
     (folder / OPTIONS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def name_providers(folder: Path, providers: Sequence[str]) -> None:
+    """Add the execution providers, the preferred one first, to options that were written."""
+    content = {**read_json(folder / OPTIONS), "providers": list(providers)}
+    (folder / OPTIONS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def open_built(folder: str | Path, *, threads: int | None = None) -> Session:
-    """Open the model of a built folder with the options beside it, and nothing else.
+    """Open the model of a built folder on the CPU with the options beside it, and nothing else.
 
     Raises:
         ExportError: the options are missing or cannot be read.

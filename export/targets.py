@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 TARGETS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "onnxruntime-cpu": ("onnxq.export.to_onnxruntime", "OnnxRuntimeCpu"),
+        "onnxruntime-cuda": ("onnxq.export.to_onnxruntime_cuda", "OnnxRuntimeCuda"),
         "genai": ("onnxq.export.to_genai", "Genai"),
         "mobile": ("onnxq.export.to_mobile", "Mobile"),
         "tensorrt": ("onnxq.export.to_tensorrt", "TensorRt"),
