@@ -42,9 +42,10 @@ def with_shapes(model: ir.Model) -> ir.Model:
     infer_shapes(shaped)
     for node in shaped.graph:
         for value in node.outputs:
-            other = known.get(value.name)
+            other = known.get(value.name or "")
             if other is not None and (value.shape is None or not value.shape.is_static()):
-                value.shape, value.dtype = other.shape, other.dtype or value.dtype
+                value.shape = other.shape
+                _set_type(value, other.dtype)
     return shaped
 
 
@@ -56,9 +57,15 @@ def _replace(node: ir.Node, op: str, inputs: list[ir.Value], index: int = 0, **g
         return
     new = ir.node(op, inputs, given)
     new.outputs[0].name, output.name = output.name, f"{output.name}_replaced"
-    new.outputs[0].dtype = inputs[0].dtype
+    _set_type(new.outputs[0], inputs[0].dtype)
     graph.insert_before(node, new)
     output.replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
+
+
+def _set_type(value: ir.Value, dtype: ir.DataType | None) -> None:
+    """Give a value an element type where it is known."""
+    if dtype is not None:
+        value.dtype = dtype
 
 
 def _absent(model: ir.Model, shape: tuple[int, ...], dtype: ir.DataType | None) -> ir.Value:
@@ -108,12 +115,13 @@ def _attention(model: ir.Model, node: ir.Node) -> None:
         return
     width = node.attributes.get_int("num_heads", 1) * past[3]
     unknown = ir.Value(name=f"absent_{len(model.graph.inputs)}", shape=ir.Shape([None, width]))
-    unknown.dtype = query.dtype
+    _set_type(unknown, query.dtype)
     model.graph.inputs.append(unknown)
     _replace(node, "MatMul", [query, unknown])
     for value in node.outputs[1:3]:
         length = total[1] if total is not None else past[2]
-        value.shape, value.dtype = ir.Shape([past[0], past[1], length, past[3]]), query.dtype
+        value.shape = ir.Shape([past[0], past[1], length, past[3]])
+        _set_type(value, query.dtype)
 
 
 _STAND_INS: dict[tuple[str, str], Callable[[ir.Model, ir.Node], None]] = {
