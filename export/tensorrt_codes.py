@@ -28,6 +28,7 @@ __all__ = [
     "scale_type",
     "scales_positive",
     "symmetric",
+    "whole_blocks",
 ]
 
 CODES = frozenset(
@@ -171,6 +172,27 @@ def scale_shape(reading: Reading) -> Iterator[Finding]:
                 coded,
                 f"its scales {list(scale)} are not those of blocks of {list(data)} along one axis",
                 "give one scale for the tensor, for each channel, or for whole blocks of one axis",
+                coded.scale,
+            )
+
+
+def whole_blocks(reading: Reading) -> Iterator[Finding]:
+    """Blocks that do not divide their axis: TensorRT takes their size from the shapes alone."""
+    for coded in reading.coded:
+        size, data, scale = (
+            coded.node.attributes.get_int("block_size", 0),
+            shape_of(coded.data),
+            coded.scale_shape,
+        )
+        if size == 0 or data is None or scale is None or len(scale) != len(data):
+            continue
+        whole, count = data[coded.axis], scale[coded.axis]
+        if whole % size and whole % count == 0:
+            yield finding(
+                coded,
+                f"its last block of {size} is cut off: axis {coded.axis} has {whole}, and TensorRT "
+                f"would read {count} blocks of {whole // count}",
+                "leave this weight in float, or use a block size that divides it",
                 coded.scale,
             )
 

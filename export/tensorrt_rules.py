@@ -40,6 +40,7 @@ class Effect(enum.Enum):
     """What TensorRT does with a model that breaks a rule."""
 
     REFUSED = "refused by the parser or the builder"
+    MISREAD = "taken, and computed otherwise than ONNX means it"
     UNFUSED = "dequantized, then float"
     UNDOCUMENTED = "not documented, though some version may take it"
     WASTED = "the Q/DQ pair costs time and gains nothing"
@@ -145,6 +146,13 @@ RULES: tuple[Rule, ...] = (
         _GRANULARITY,
         codes.scale_shape,
         "There is one scale, one for each channel, or one for each block along a single axis.",
+    ),
+    _rule(
+        "whole-blocks",
+        Effect.MISREAD,
+        _GRANULARITY,
+        codes.whole_blocks,
+        "Blocks divide their axis: TensorRT infers their size from the shapes of data and scales.",
     ),
     _rule(
         "opset",

@@ -24,7 +24,7 @@ _KERNELS = {
     ir.DataType.INT4: "INT4",
     ir.DataType.FLOAT4E2M1: "FP4",
 }
-_BAD = (Effect.REFUSED, Effect.UNDOCUMENTED)
+_BAD = (Effect.REFUSED, Effect.MISREAD, Effect.UNDOCUMENTED)
 _WORST = (*_BAD, Effect.UNFUSED, Effect.WASTED)
 
 

@@ -26,6 +26,7 @@ from onnxq.export.tensorrt_plan import products_of
 from onnxq.export.tensorrt_polygraphy import build_with_polygraphy, compare_engine, has_gpu
 from onnxq.export.tensorrt_profiles import Shape, forget_question_marks, input_shapes
 from onnxq.export.tensorrt_reading import Reading
+from onnxq.export.tensorrt_rules import Effect, find_violations
 from onnxq.export.tensorrt_verdicts import judge_sites
 from onnxq.export.to_float16 import to_float16
 from onnxq.export.to_nvfp4 import to_nvfp4
@@ -83,6 +84,7 @@ class _Engines(DeploymentTarget):
     def _build_one(self, runtime: Any, path: Path, staging: Path) -> dict[str, Any]:
         model = load(path)
         shapes = input_shapes(model, self.shapes)
+        self._refuse_misread(model, path)
         with self._prepared(model, path) as prepared:
             try:
                 engine = self._engine(runtime, prepared, shapes)
@@ -128,6 +130,16 @@ class _Engines(DeploymentTarget):
         if self.fp4:
             to_nvfp4(copy)
         return copy
+
+    def _refuse_misread(self, model: ir.Model, path: Path) -> None:
+        """Refuse what parser and builder would take, and compute wrongly."""
+        reading = Reading(model, self.name, self._capabilities(), self._plugins())
+        misread = [v for v in find_violations(reading) if v.rule.effect is Effect.MISREAD]
+        if misread:
+            raise UnsupportedGraph(
+                f"TensorRT would read {path.name} otherwise than ONNX means it, so no engine is "
+                "built:" + "".join(f"\n  {v.finding.name}: {v}" for v in misread[:3])
+            )
 
     def _broken_rules(self, model: ir.Model) -> str:
         verdicts = self.check(model)

@@ -147,7 +147,9 @@ def tensorrt_part(cells: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> st
             cell = cells.get((name, role, form))
             row.append(_cell(cell))
             if cell is not None and "refused" in cell:
-                first = str(cell["refused"]).splitlines()[0]
+                first, *more = str(cell["refused"]).splitlines()
+                if first.endswith(":") and more:
+                    first = f"{first} {more[0].strip()}"
                 if not first.startswith("as in float32"):
                     refusals.append(f"- `{name}` {role}, {form}: {first}")
         lines.append(" | ".join(row) + " |")

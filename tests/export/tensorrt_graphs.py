@@ -176,6 +176,16 @@ CASES = {
         breaks=blocked(scales=steps(2, 32)),
         says="are not those of blocks of [128, 64] along one axis",
     ),
+    "whole-blocks": lambda: Case(
+        keeps=blocked(),
+        breaks=graph(
+            "(float[8, 120] x) => (float[8, 64] y) {"
+            " w = DequantizeLinear<axis = 0, block_size = 64>(c, t) y = MatMul(x, w) }",
+            c=codes(120, 64, dtype=I4),
+            t=steps(2, 64),
+        ),
+        says="axis 0 has 120, and TensorRT would read 2 blocks of 60",
+    ),
     "opset": lambda: Case(
         keeps=dense(opset=13),
         breaks=dense(opset=12),
