@@ -5,13 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.export.onnxruntime_view import (
-    View,
-    dimensions,
-    read_codes,
-    value_type,
-    written_codes,
-)
+from onnxq.export.onnxruntime_codes import read_codes, written_codes
+from onnxq.export.onnxruntime_view import View, dimensions, value_type
 from onnxq.graph import is_weight, read_weight
 from onnxq.graph.weights import weight_tensor
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from onnxq.export.onnxruntime_codes import read_codes, written_codes
 from onnxq.export.onnxruntime_rules import fusion_for
 from onnxq.export.onnxruntime_view import (
     MOVERS,
@@ -19,8 +20,6 @@ from onnxq.export.onnxruntime_view import (
     is_standard,
     operand,
     quantizer_of,
-    read_codes,
-    written_codes,
 )
 from onnxq.export.target import Execution, SiteVerdict
 from onnxq.graph import is_weight, read_weight

@@ -23,13 +23,12 @@ __all__ = [
     "View",
     "constant_scalars",
     "dimensions",
+    "is_read_once",
     "is_standard",
     "operand",
     "quantizer_of",
-    "read_codes",
     "value_type",
     "weight_operand",
-    "written_codes",
 ]
 
 MOVERS = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
@@ -111,7 +110,7 @@ class View:
             result=result,
             quantize=quantizer_of(behind),
             clip=clip,
-            shared=any(_quantizes(use) for use in result.uses()) and not _is_read_once(result),
+            shared=any(_quantizes(use) for use in result.uses()) and not is_read_once(result),
         )
 
     @property
@@ -161,7 +160,7 @@ def weight_operand(value: ir.Value | None) -> Operand:
 def quantizer_of(value: ir.Value) -> ir.Node | None:
     """The QuantizeLinear that is the only reader of a value, behind what only moves values."""
     here = value
-    while _is_read_once(here):
+    while is_read_once(here):
         use = next(iter(here.uses()))
         if not is_standard(use.node) or use.idx != 0:
             return None
@@ -174,62 +173,20 @@ def quantizer_of(value: ir.Value) -> ir.Node | None:
 
 
 def _clip_behind(result: ir.Value) -> ir.Node | None:
-    if not _is_read_once(result):
+    if not is_read_once(result):
         return None
     use = next(iter(result.uses()))
     known = use.node.op_type in _CLIPS and is_standard(use.node) and use.idx == 0
-    return use.node if known and _is_read_once(use.node.outputs[0]) else None
+    return use.node if known and is_read_once(use.node.outputs[0]) else None
 
 
-def _is_read_once(value: ir.Value) -> bool:
+def is_read_once(value: ir.Value) -> bool:
+    """Whether a value has one reader and is no output."""
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def _quantizes(use: Any) -> bool:
     return bool(use.node.op_type == "QuantizeLinear" and is_standard(use.node) and use.idx == 0)
-
-
-def written_codes(quantize: ir.Node, result: ir.Value) -> ir.DataType:
-    """The type of codes that a QuantizeLinear gives, after int8 has been made uint8.
-
-    On x86-64 that is done where one node alone reads them (qdq_s8_to_u8.cc); when only moves are
-    between, the pair has a copy right behind the result, which has one reader.
-    """
-    zero = quantize.inputs[2] if len(quantize.inputs) > 2 else None
-    told = quantize.attributes.get_int("output_dtype", 0)
-    codes = ir.DataType(told) if told else ir.DataType.UINT8
-    if zero is not None:
-        codes = value_type(zero) or codes
-    near = quantize.inputs[0] is result
-    once = not near or _codes_are_read_once(quantize)
-    return ir.DataType.UINT8 if codes == ir.DataType.INT8 and once else codes
-
-
-def read_codes(found: Operand) -> ir.DataType | None:
-    """The type of codes that a node reads, after int8 has been made uint8."""
-    codes, node = found.codes, found.dequantize
-    if codes != ir.DataType.INT8 or node is None or node.inputs[0] is None:
-        return codes
-    quantize = node.inputs[0].producer()
-    if quantize is None or quantize.op_type != "QuantizeLinear" or len(node.inputs) < 3:
-        return codes
-    if found.value is node.outputs[0]:
-        once = _codes_are_read_once(quantize)
-    else:
-        once = found.value is not None and _is_read_once(found.value)
-    return ir.DataType.UINT8 if once else codes
-
-
-def _codes_are_read_once(quantize: ir.Node) -> bool:
-    """Whether one node reads the codes: every reader has a DequantizeLinear of its own by then."""
-    if quantize.outputs[0].is_graph_output():
-        return False
-    edges = 0
-    for use in quantize.outputs[0].uses():
-        back = use.node
-        readers = len(back.outputs[0].uses()) if back.op_type == "DequantizeLinear" else 1
-        edges += max(1, readers + int(readers > 0 and back.outputs[0].is_graph_output()))
-    return edges == 1
 
 
 def constant_scalars(node: ir.Node) -> bool:
