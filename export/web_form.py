@@ -81,9 +81,10 @@ def blocks_refusal(model: ir.Model, node: ir.Node) -> str | None:
         return f"it has {integer(node, 'bits', 4)} bits"
     if inputs[4] is not None:
         return "it has an order of columns (g_idx)"
-    if not is_weight(inputs[1]) or not is_weight(inputs[2]):
+    codes, scales = inputs[1], inputs[2]
+    if codes is None or scales is None or not (is_weight(codes) and is_weight(scales)):
         return "its codes or scales are computed"
-    if weight_tensor(inputs[2]).dtype != ir.DataType.FLOAT:
+    if weight_tensor(scales).dtype != ir.DataType.FLOAT:
         return "its scales are not float32"
     if inputs[3] is not None and (
         not is_weight(inputs[3]) or weight_tensor(inputs[3]).dtype != ir.DataType.UINT8

@@ -104,14 +104,18 @@ def _part_of(model: ir.Model, value: ir.Value) -> tuple[list[ir.Value], ir.Model
     nodes = _ancestors(value)
     names: dict[ir.Value, ir.Value] = {}
     leaves: list[ir.Value] = []
-    inputs, small, copies = [], [], []
+    inputs: list[ir.Value] = []
+    small: list[ir.Value] = []
+    copies: list[ir.Node] = []
     for node in nodes:
         for source in node.inputs:
             if source is None or source in names or source.producer() is not None:
                 continue
             tensor = weight_tensor(source)
             copy = ir.Value(
-                name=f"c{len(names)}", shape=tensor.shape, type=ir.TensorType(tensor.dtype)
+                name=f"c{len(names)}",
+                shape=ir.Shape(tensor.shape.numpy()),
+                type=ir.TensorType(tensor.dtype),
             )
             names[source] = copy
             if tensor.nbytes >= _LEAST:

@@ -23,9 +23,9 @@ from onnxq.export.to_tensorrt import TensorRtRtx
 from onnxq.graph import load, save
 from onnxq.models.registry import tasks
 from onnxq.models.result_cells import keep, kept
-from onnxq.models.zoo import cache_folder
 from onnxq.passes.recipe import load_recipe
 from onnxq.passes.runner import run_recipe
+from onnxq.runtime.cache import cache_folder
 
 __all__ = ["FORMS", "main", "measure_cell", "tensorrt_part"]
 
