@@ -34,9 +34,8 @@ def path_without_compiler(folder):
 
 @needs_cmake
 @needs_compiler
-@pytest.mark.parametrize(
-    "sanitizers", ("address,undefined", pytest.param("thread", marks=pytest.mark.slow))
-)
+@pytest.mark.slow  # instrumented kernels take minutes to compile
+@pytest.mark.parametrize("sanitizers", ("address,undefined", "thread"))
 def test_kernels_run_clean_under_sanitizers(sanitizers, tmp_path):
     done = configure(tmp_path, f"-DONNXQ_SANITIZE={sanitizers}")
     assert done.returncode == 0, done.stderr
