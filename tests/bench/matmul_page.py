@@ -15,7 +15,7 @@ _HEAD = """# Products with stored weights: speed on the CPU
 Written by two commands (the first says how to fill `PEERS`, which may be left out):
 
     python -m tests.bench matmul --peers PEERS --json run.json
-    python -m tests.bench matmul_page run.json
+    python -m tests.bench matmul_page run.json [LATER_RUN.json ...]
 
 All sides alternate in one process: in each round every side makes as many calls as fit into a
 fiftieth of a second, once the threads of the side before are asleep; each thread stays on a core of
@@ -25,17 +25,32 @@ below 1 is faster. The set: so many weights of 4096 x 4096 that no cache holds t
 one after the other, each side in a pair with the same base. `ggml` is llama.cpp's library without
 AMX, with its repacked layouts where it has them. The last column: what part of the time the machine
 could not do without: bytes over the rate at which it reads so many, or operations over its measured
-peak."""
+peak (over 100 %: of those that were measured just before). Of several runs the latest counts, side
+by side; ratios are taken within a run."""
 
 
 def run(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench matmul_page", description=__doc__)
-    parser.add_argument("run", type=Path, help="what --json of the benchmark wrote")
-    parser.add_argument("page", type=Path, nargs="?", default=PAGE)
+    parser.add_argument("runs", type=Path, nargs="+", help="what --json of the benchmark wrote")
+    parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args(argv)
-    written = json.loads(options.run.read_text())
-    day = datetime.date.fromtimestamp(options.run.stat().st_mtime)
+    day = datetime.date.fromtimestamp(options.runs[-1].stat().st_mtime)
+    written = joined([json.loads(run.read_text()) for run in options.runs])
     options.page.write_text("\n".join(page(written, day)) + "\n")
+
+
+def joined(runs: Sequence[Mapping]) -> Mapping:
+    """One account of several runs: what a later one measured stands for what an earlier one did.
+
+    Ratios, and goals, are of sides that were measured in the same run.
+    """
+    rows = {_key(row, "side"): row for run in runs for row in run["rows"]}
+    goals = {_key(goal, "ours", "theirs"): goal for run in runs for goal in run["goals"]}
+    return {**runs[0], "rows": list(rows.values()), "goals": list(goals.values())}
+
+
+def _key(row: Mapping, *names: str) -> tuple:
+    return tuple(row[name] for name in ("threads", "shape", "tokens", *names))
 
 
 def page(written: Mapping, day: datetime.date) -> list[str]:
