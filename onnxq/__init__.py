@@ -28,17 +28,16 @@ __all__ = [
     "quantize",
 ]
 
+_ELSEWHERE = {"OnnxqError": "onnxq.errors", "ops_library": "onnxq.runtime"}
+"""Modules of the names that are not in `onnxq.api`."""
+
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
     if name == "evaluate":
         return importlib.import_module("onnxq.evaluate")
-    if name == "OnnxqError":
-        return importlib.import_module("onnxq.errors").OnnxqError
-    if name == "ops_library":
-        return importlib.import_module("onnxq.runtime").ops_library
     if name in __all__:
-        return getattr(importlib.import_module("onnxq.api"), name)
+        return getattr(importlib.import_module(_ELSEWHERE.get(name, "onnxq.api")), name)
     raise AttributeError(f"module 'onnxq' has no attribute {name!r}")
 
 

@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import typer
 
 from onnxq.cli import app
 from onnxq.graph import save
 from onnxq.passes.recipe import load_recipe
+from tests.two_layers import two_layers
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,18 +37,7 @@ REAL = ("decoder/", "whisper/", "whisper-int8/", "whisper-tiny-en")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
-    model = ir.from_onnx_text(
-        '<ir_version: 10, opset_import: ["" : 21]>'
-        "main (float[n, 64] x) => (float[n, 64] y)"
-        "{ h = MatMul(x, w0) r = Relu(h) y = MatMul(r, w1) }"
-    )
-    for node, name in zip([model.graph[0], model.graph[2]], ["w0", "w1"], strict=True):
-        value = node.inputs[1]
-        value.const_value = ir.tensor(rng.standard_normal((64, 64)).astype(np.float32), name=name)
-        value.shape, value.dtype = ir.Shape((64, 64)), value.const_value.dtype
-        model.graph.register_initializer(value)
-        node.name = f"linear_{name}"
-    save(model, place / "model.onnx")
+    save(two_layers(rng), place / "model.onnx")
     (place / "calibration").mkdir()
     for index in range(8):
         x = rng.standard_normal((4, 64)).astype(np.float32)

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from onnxq.graph import save
+from tests.two_layers import two_layers
 
 PIPELINE = Path(__file__).resolve().parents[2] / "docs" / "pipeline"
 LIMITS = (PIPELINE / "limits.toml").read_text(encoding="utf-8")
@@ -18,19 +18,8 @@ LIMITS = (PIPELINE / "limits.toml").read_text(encoding="utf-8")
 @pytest.fixture
 def folder(tmp_path):
     rng = np.random.default_rng(0)
-    model = ir.from_onnx_text(
-        '<ir_version: 10, opset_import: ["" : 21]>'
-        "main (float[n, 64] x) => (float[n, 64] y)"
-        "{ h = MatMul(x, w0) r = Relu(h) y = MatMul(r, w1) }"
-    )
-    for node, name in zip([model.graph[0], model.graph[2]], ["w0", "w1"], strict=True):
-        value = node.inputs[1]
-        value.const_value = ir.tensor(rng.standard_normal((64, 64)).astype(np.float32), name=name)
-        value.shape, value.dtype = ir.Shape((64, 64)), value.const_value.dtype
-        model.graph.register_initializer(value)
-        node.name = f"linear_{name}"
     (tmp_path / "model").mkdir()
-    save(model, tmp_path / "model" / "model.onnx")
+    save(two_layers(rng), tmp_path / "model" / "model.onnx")
     (tmp_path / "inputs").mkdir()
     for index in range(8):
         x = rng.standard_normal((16, 64)).astype(np.float32)
