@@ -52,6 +52,7 @@ lint: setup
 
 results: setup
 	$(BIN)/python -m onnxq.models.results docs/results.md
+	$(BIN)/python -m onnxq.models.targets_results docs/targets.md
 
 # the parts of pages that are written from the code
 docs: setup

@@ -102,10 +102,15 @@ class Verdicts:
     observed: Observed | None = None
 
     @property
+    def unclean(self) -> tuple[SiteVerdict, ...]:
+        """The sites that do not run as they were meant or not at all, and the wasted nodes."""
+        bad = (Execution.DEQUANTIZED, Execution.UNSUPPORTED, Execution.ELSEWHERE)
+        return (*(site for site in self.sites if site.execution in bad), *self.wasted)
+
+    @property
     def is_clean(self) -> bool:
         """Whether every quantized site runs as it was meant, and nothing is unsupported."""
-        bad = (Execution.DEQUANTIZED, Execution.UNSUPPORTED, Execution.ELSEWHERE)
-        return not self.wasted and all(site.execution not in bad for site in self.sites)
+        return not self.unclean
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -195,3 +200,18 @@ class DeploymentTarget(abc.ABC):
         Raises:
             OnnxqError: the target cannot run the model: what, where, what to do.
         """
+
+    def run(
+        self, folder: Path, samples: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[dict[str, np.ndarray]]:
+        """Outputs of a built folder, by name, for each sample: computed by the target's runtime.
+
+        Args:
+            folder: what `build` wrote.
+            samples: inputs by name.
+
+        Raises:
+            UsageError: the target's runtime cannot be run from here.
+            OnnxqError: the runtime refuses the model or fails.
+        """
+        raise UsageError(f"target {self.name!r} is not run from here")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import ArtifactError, ExportError
@@ -19,7 +20,7 @@ from onnxq.export.to_onnxruntime import OnnxRuntimeCpu
 from onnxq.graph import load, save
 from onnxq.graph.reading import find_model_file
 from onnxq.runtime import open_session
-from onnxq.runtime.generation import generate
+from onnxq.runtime.generation import TextGenerator, generate
 from onnxq.runtime.greedy import greedy_tokens
 
 __all__ = ["Genai"]
@@ -78,6 +79,16 @@ class Genai(OnnxRuntimeCpu):
             written = "written from the graph"
         operators = bundle_library(model, staging)
         return {"config": written, "operators": operators, **_same_tokens(model, staging)}
+
+    def run(
+        self, folder: Path, samples: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[dict[str, np.ndarray]]:
+        """The scores that onnxruntime-genai computes for each prompt, as output ``logits``."""
+        with TextGenerator(folder) as generator:
+            return [
+                {"logits": generator.scores([int(i) for i in sample["input_ids"].reshape(-1)])}
+                for sample in samples
+            ]
 
     def _config(self, model: ir.Model, known: Mapping[str, Any]) -> dict[str, Any]:
         decoder = decoder_of(model, known)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import ArtifactError
@@ -86,6 +87,13 @@ class Mobile(OnnxRuntimeCpu):
             plan = memory_plan(model, self.sizes)
             verified |= {"activation bytes": plan.peak, "most at": plan.at}
         return verified
+
+    def run(
+        self, folder: Path, samples: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[dict[str, np.ndarray]]:
+        """What ``model.ort`` computes on the CPU provider of this machine."""
+        with open_session(folder / "model.ort", custom_ops=self.library) as session:
+            return [session.run(sample) for sample in samples]
 
 
 def _device_rules(model: ir.Model) -> Iterator[SiteVerdict]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -125,6 +125,13 @@ class OnnxRuntimeCpu(DeploymentTarget):
         library = self._bundle(model, staging)
         write_options(staging, _config(self.check(model)), library)
         return {"library": library or "not needed", **_same_outputs(file, staging)}
+
+    def run(
+        self, folder: Path, samples: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[dict[str, np.ndarray]]:
+        """What the folder computes, opened by its options alone."""
+        with open_built(folder) as session:
+            return [session.run(sample) for sample in samples]
 
     def _bundle(self, model: ir.Model, staging: Path) -> str | None:
         """Name of the library in the folder; None when it is not needed or not wanted."""

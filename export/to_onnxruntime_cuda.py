@@ -7,7 +7,7 @@ each QDQ fusion is registered for (qdq_selector_action_transformer.cc). Nothing 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -63,6 +63,12 @@ class OnnxRuntimeCuda(OnnxRuntimeCpu):
         verified = super().build(source, staging)
         name_providers(staging, ("CUDAExecutionProvider", "CPUExecutionProvider"))
         return {**verified, "cuda": "not run here"}
+
+    def run(
+        self, folder: Path, samples: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[dict[str, np.ndarray]]:
+        """Refuses: the CUDA provider needs a GPU."""
+        raise UsageError("the CUDA provider needs a GPU; the build was verified on the CPU")
 
 
 def _on_cuda(verdict: SiteVerdict, bits: int | None) -> SiteVerdict:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import MissingDependency, UnsupportedGraph, UsageError
@@ -36,6 +37,7 @@ __all__ = ["TensorRt", "TensorRtRtx"]
 
 _ENGINE = ".engine"
 _CACHE = "timing.cache"
+_NOT_HERE = "an engine for RTX GPUs is loaded on the GPU it is for"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,8 +204,14 @@ class TensorRtRtx(_Engines):
             weight_streaming=self.weight_streaming,
         )
 
+    def run(
+        self, folder: Path, samples: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[dict[str, np.ndarray]]:
+        """Refuses: engines are loaded on the GPU that they are for."""
+        raise UsageError(_NOT_HERE)
+
     def _compare(self, path: Path, engine: Engine, shapes: Sequence[Shape]) -> str:
-        return "not compared: an engine for RTX GPUs is loaded on the GPU it is for"
+        return f"not compared: {_NOT_HERE}"
 
     def _products(self, engine: Engine, model: ir.Model) -> dict[str, Any]:
         """Counts of the products that the plan shows, and the sites that run unlike `check` said.

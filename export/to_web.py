@@ -11,14 +11,14 @@ import dataclasses
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import ArtifactError, UnsupportedGraph
+from onnxq.errors import ArtifactError, MissingProgram, UnsupportedGraph
 from onnxq.evaluate.deviation import DeviationSums
 from onnxq.export.genai import copy_companions, read_json
 from onnxq.export.target import DeploymentTarget, Verdicts
@@ -100,6 +100,12 @@ class Web(DeploymentTarget):
         (staging / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         return _verify(staging, model)
 
+    def run(
+        self, folder: Path, samples: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[dict[str, np.ndarray]]:
+        """What the folder computes in Node.js, with the WebAssembly of the page."""
+        return _run_in_node(folder, samples)[0]
+
 
 def _generation(folder: Path) -> dict[str, Any]:
     """Of a decoder: tokens that end a text, heads and size of its cache; from its configuration."""
@@ -114,31 +120,44 @@ def _generation(folder: Path) -> dict[str, Any]:
 
 def _verify(folder: Path, model: ir.Model) -> dict[str, Any]:
     """Run one sample in Node.js, with the very WebAssembly of the folder, and on the CPU."""
-    node = shutil.which("node")
     runtime = f"onnxruntime-web {web_version()}"
-    if node is None:
+    if shutil.which("node") is None:
         return {runtime: "not run: Node.js is not installed"}
     spelled = clone_model(model)
     spell_out_blocks(spelled)  # the kernel of MatMulNBits rounds activations to int8
     with open_session(spelled, optimize=False, custom_ops=False) as session:
         feeds = random_samples(session, 1)[0]
         wanted = session.run(feeds)
-    given = json.dumps({name: _encoded(array) for name, array in feeds.items()})
+    (found,), memory = _run_in_node(folder, [feeds])
+    compared = _compared(runtime, {name: (wanted[name], found[name]) for name in found})
+    return {runtime: "ran in Node.js", "outputs": compared, "memory": memory}
+
+
+def _run_in_node(
+    folder: Path, samples: Sequence[Mapping[str, np.ndarray]]
+) -> tuple[list[dict[str, np.ndarray]], int]:
+    """Outputs of each sample, and the bytes of WebAssembly memory that were taken."""
+    node = shutil.which("node")
+    if node is None:
+        raise MissingProgram("node", "nodejs", "Running a page's model outside a browser")
+    given = [{name: _encoded(array) for name, array in feeds.items()} for feeds in samples]
     done = subprocess.run(
         [node, str(verifier()), str(folder)],
-        input=given,
+        input=json.dumps(given),
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode != 0:
         raise ArtifactError(
-            f"{runtime} does not run the model in Node.js: {done.stderr.strip()[-1500:]}"
+            f"onnxruntime-web {web_version()} does not run the model in Node.js: "
+            f"{done.stderr.strip()[-1500:]}"
         )
     result = json.loads(done.stdout)
-    found = {name: _decoded(tensor) for name, tensor in result["outputs"].items()}
-    compared = _compared(runtime, {name: (wanted[name], found[name]) for name in found})
-    return {runtime: "ran in Node.js", "outputs": compared, "memory": result["memory"]}
+    outputs = [
+        {name: _decoded(tensor) for name, tensor in found.items()} for found in result["outputs"]
+    ]
+    return outputs, result["memory"]
 
 
 def _compared(runtime: str, outputs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:

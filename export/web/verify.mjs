@@ -1,9 +1,9 @@
-// Runs a built folder once in Node.js, with the very WebAssembly that the page uses.
+// Runs a built folder in Node.js, with the very WebAssembly that the page uses.
 //
 //   node verify.mjs FOLDER < feeds.json > results.json
 //
-// Feeds are {name: {type, dims, data}}, data in base64; results are {outputs, memory}, memory in
-// bytes.
+// Feeds are a list, of {name: {type, dims, data}} for each sample, data in base64; results are
+// {outputs, memory}, outputs such a list, memory in bytes.
 
 import { Buffer } from "node:buffer";
 import { readFile } from "node:fs/promises";
@@ -29,13 +29,14 @@ watchMemory();
 const ort = await import(new URL("runtime/ort.wasm.min.mjs", folder));
 ort.env.wasm.numThreads = 1;
 ort.env.wasm.wasmBinary = await bytes("runtime/ort-wasm-simd-threaded.wasm");
-const feeds = JSON.parse(await readFile("/dev/stdin", "utf-8"));
+const samples = JSON.parse(await readFile("/dev/stdin", "utf-8"));
 const description = JSON.parse(await readFile(new URL("web.json", folder), "utf-8"));
 const session = await openModel(ort, { description, bytes });
-const results = await session.run(
-  Object.fromEntries(Object.entries(feeds).map(([name, feed]) => [name, decoded(ort, feed)])),
-);
-const outputs = Object.fromEntries(
-  Object.entries(results).map(([name, tensor]) => [name, encoded(tensor)]),
-);
+const mapped = (tensors, change) =>
+  Object.fromEntries(Object.entries(tensors).map(([name, tensor]) => [name, change(tensor)]));
+const outputs = [];
+for (const feeds of samples) {
+  const results = await session.run(mapped(feeds, (feed) => decoded(ort, feed)));
+  outputs.push(mapped(results, encoded));
+}
 process.stdout.write(JSON.stringify({ outputs, memory: memoryBytes() }));

@@ -161,6 +161,19 @@ class TextGenerator(Closing):
             decode_seconds=end - first,
         )
 
+    def scores(self, prompt_ids: Sequence[int]) -> np.ndarray:
+        """Scores of the next token at every place of a prompt, [1, length, vocabulary].
+
+        Raises:
+            OnnxqError: onnxruntime-genai failed; its message is kept.
+        """
+        with self._translated("run"):
+            params = self._genai.GeneratorParams(self._model)
+            params.set_search_options(do_sample=False, max_length=len(prompt_ids) + 1)
+            generator = self._genai.Generator(self._model, params)
+            generator.append_tokens(np.asarray(prompt_ids, np.int32).reshape(1, -1))
+            return np.array(generator.get_output("logits"))
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, by the folder's ``tokenizer.json``."""
         return list(self._tokenizer().encode(text).ids)
