@@ -23,6 +23,8 @@ __all__ = [
     "RecipeError",
     "UnsupportedGraph",
     "UsageError",
+    "WorkFolderError",
+    "WorkerError",
     "ZooError",
     "nearest_word",
 ]
@@ -74,6 +76,14 @@ class ArtifactError(OnnxqError):
 
 class ZooError(OnnxqError):
     """A packaged model or data set could not be fetched, or is not the pinned one."""
+
+
+class WorkFolderError(OnnxqError):
+    """Finished pieces of work cannot be kept: no space, no permission, or another run is there."""
+
+
+class WorkerError(OnnxqError):
+    """A piece of work lost its worker again and again."""
 
 
 class MissingDependency(OnnxqError):

@@ -20,6 +20,8 @@ import onnx_ir as ir
 from onnxq.errors import CalibrationError
 from onnxq.graph.scratch import Scratch
 from onnxq.graph.stage import Stage
+from onnxq.runtime.work_folder import WorkFolder
+from onnxq.runtime.workers import Workers
 
 Samples = Iterable[Mapping[str, np.ndarray]]
 """Model inputs by name, one mapping per sample; iterated more than once."""
@@ -52,11 +54,18 @@ class Context:
         samples: calibration inputs, or None when the recipe was run without data.
         progress: called as long work proceeds.
         scratch: keeps large new tensors on disk until the model is saved.
+        workers: make pieces of work that do not depend on each other.
+        work: keeps finished pieces for another run; None keeps nothing.
+        origin: a hash of all that the model and the samples of this pass follow from, its own
+            options not counted; keys of finished pieces begin with it.
     """
 
     samples: Samples | None = None
     progress: Progress = no_progress
     scratch: Scratch = dataclasses.field(default_factory=Scratch)
+    workers: Workers = Workers()
+    work: WorkFolder | None = None
+    origin: str = ""
 
     def needed_samples(self, refusal: str) -> Samples:
         """The samples, for a pass that cannot do without.

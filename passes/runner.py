@@ -15,11 +15,14 @@ from onnxq.errors import CalibrationError, OnnxqError
 from onnxq.graph import check_finite
 from onnxq.graph.stage import Stage, check_stage, clone_model, mark_stage, require_stage
 from onnxq.passes.base import Context, Pass, PassReport, Progress, Samples, no_progress
+from onnxq.passes.origin import after, first_origin
 from onnxq.passes.promise import Kept, PromiseKeeper
 from onnxq.passes.recipe import Recipe
 from onnxq.passes.site_outliers import OutlierShift, OutlierWatch
 from onnxq.passes.site_patterns import name_roles
 from onnxq.runtime import random_samples
+from onnxq.runtime.work_folder import WorkFolder
+from onnxq.runtime.workers import Workers
 
 Check = Literal["auto", "off"]
 
@@ -87,6 +90,8 @@ def run_recipe(
     samples: Samples | None = None,
     check: Check = "auto",
     progress: Progress = no_progress,
+    workers: Workers | None = None,
+    work: WorkFolder | None = None,
 ) -> RecipeResult:
     """Run every pass of ``recipe`` on a clone of ``model``; the model given is left as it is.
 
@@ -96,6 +101,8 @@ def run_recipe(
         samples: calibration inputs; also the real inputs that promises are checked on.
         check: ``off`` skips the promise checks: for models larger than memory.
         progress: called as work proceeds.
+        workers: solve sites that do not depend on each other; one at a time when None.
+        work: finds sites that an earlier run has solved, and keeps those of this one.
 
     Raises:
         CalibrationError: a pass needs samples and there are none.
@@ -116,11 +123,16 @@ def run_recipe(
     keeper = PromiseKeeper(model, _inputs(model, plain)) if check == "auto" else None
     watch = _watch(recipe, plain) if check == "auto" else None
     steps: list[StepResult] = []
+    workers = workers or Workers()
+    origin = "" if work is None else first_origin(model, samples, [workers.threads])
     for number, step in enumerate(recipe.steps):
         progress(f"pass {step.key()}", number, len(recipe.steps))
         given = samples if step.extra_arrays else plain
-        context = Context(samples=given, progress=progress)
+        context = Context(
+            samples=given, progress=progress, workers=workers, work=work, origin=origin
+        )
         steps.append(_run_step(step, model, context, keeper, watch))
+        origin = after(origin, step)
     progress("passes", len(recipe.steps), len(recipe.steps))
     return RecipeResult(model=model, recipe=recipe, steps=tuple(steps))
 

@@ -8,8 +8,6 @@ so that (in the sequential flow) the sites behind it see what its stored weight 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,21 +22,20 @@ from onnxq.calibration.segments import Cut
 from onnxq.calibration.site_statistics import unreachable_sites, walk_sites
 from onnxq.calibration.token_weights import TokenWeights
 from onnxq.errors import CalibrationError
-from onnxq.formats import Arrays, Format, IntFormat, PerTensor, pack_codes, unpack_codes
+from onnxq.formats import Arrays, Format, IntFormat, PerTensor
 from onnxq.graph.orientation import to_rows
 from onnxq.graph.site_bias import bias_reader, moved_bias
 from onnxq.graph.sites import Site
 from onnxq.graph.weights import add_weight, weight_tensor
 from onnxq.numerics.rounding import MINMAX, MSE_GRID
 from onnxq.passes.base import Context
+from onnxq.passes.finished_sites import FinishedSites
 from onnxq.passes.kept_columns_writing import keeping_refusal
 from onnxq.passes.learned_rounding import learn_codes
+from onnxq.passes.site_solving import SiteProblem, SolvedSite, packed, solve_site
 from onnxq.passes.weight_layout import weight_of
-from onnxq.solvers.correct_bias import correct_bias
 from onnxq.solvers.inputs import require_integers
-from onnxq.solvers.kept_columns import KeptColumns, solve_keeping
-from onnxq.solvers.objective import objective
-from onnxq.solvers.refit_scales import refit_scales
+from onnxq.solvers.kept_columns import KeptColumns
 from onnxq.solvers.registry import Solver
 from onnxq.solvers.registry import solver as named
 from onnxq.solvers.statistics import Statistics
@@ -61,16 +58,6 @@ class Gathering:
     keep_columns: int = 0
 
 
-@dataclasses.dataclass
-class _Solved:
-    """Codes chosen for one weight, packed, with the error they make on the calibration data."""
-
-    arrays: Arrays
-    shape: tuple[int, int]
-    output_error: float | None
-    kept: KeptColumns | None = None
-
-
 class WeightSolver:
     """Gives every site its codes; one per run of a pass."""
 
@@ -88,7 +75,7 @@ class WeightSolver:
         self._seed = seed
         self._data_free = named("nearest")
         self._data_free_options = nearest_options
-        self._solved: dict[tuple[object, ...], _Solved] = {}
+        self._solved: dict[tuple[object, ...], SolvedSite] = {}
         self._notes: dict[str, str] = {}
         self._shifts: dict[str, Array] = {}
         self.notes: tuple[str, ...] = ()
@@ -130,14 +117,14 @@ class WeightSolver:
             self._notes[name] = f"rounded by {self._data_free.name} without data: {reason}"
         reachable = [site for site in sites if site.name not in unreachable]
 
-        def solve(site: Site, statistics: tuple[Statistics, ...]) -> NewWeight:
-            return self._solve(site, formats[site.name], statistics, how)
-
+        finished = FinishedSites(context, formats, self._described(how), how.flow != "one_shot")
         walk = walk_sites(
             model,
             Samples.of(context.samples, limit=how.samples),
             reachable,
-            solve,
+            None,
+            together=lambda jobs: self._solve(jobs, formats, how, context, finished),
+            known=finished.find,
             flow=how.flow,
             cut=how.cut,
             token_weights=how.token_weights,
@@ -174,7 +161,7 @@ class WeightSolver:
                 self._by_nearest.add(site.name)
                 continue
             fmt, shape = formats[site.name], arrays["codes"].shape
-            self._solved[_key(site, fmt)] = _Solved(_pack(arrays, fmt), shape, None)
+            self._solved[_key(site, fmt)] = SolvedSite(arrays=packed(arrays, fmt), shape=shape)
 
     def round_without_data(self, sites: Sequence[Site]) -> None:
         """Round these to nearest, whatever the solver is."""
@@ -184,7 +171,7 @@ class WeightSolver:
         """Codes and scales of a site: those found by `gather`, or found now without data."""
         solved = self._solved.get(_key(site, fmt))
         if solved is not None:
-            return _unpack(solved, fmt)
+            return solved.unpacked(fmt)
         if site.name in self._by_nearest:
             return self._data_free.solve(rows, fmt, seed=self._seed, **self._data_free_options)
         return self._solver.solve(rows, fmt, seed=self._seed, **self._options)
@@ -209,47 +196,76 @@ class WeightSolver:
             "note": self._notes.get(site.name),
         }
 
-    def _solve(
-        self, site: Site, fmt: Format, statistics: tuple[Statistics, ...], how: Gathering
-    ) -> NewWeight:
-        key = _key(site, fmt)
-        if key in self._solved:  # a weight that several sites read is solved for the first one
-            self._notes[site.name] = "its weight was solved on the data of another site it serves"
-            done = self._solved[key]
-            decoded = fmt.decode(_unpack(done, fmt))
-            return NewWeight(decoded if done.kept is None else done.kept.added_to(decoded))
-        rows = to_rows(site, weight_tensor(weight_of(site)).numpy())
-        parts = np.split(rows, len(statistics))
-        found, stored, shifts, noise, signal = [], [], [], 0.0, 0.0
-        keep, kept = self._columns_to_keep(site, how), None
-        for part, known in zip(parts, statistics, strict=True):
-            if keep:
-                solve = functools.partial(self._codes, fmt=fmt, how=how)
-                arrays, kept = solve_keeping(keep, solve, part, fmt, known)
-                decoded = kept.added_to(fmt.decode(arrays))
-            else:
-                arrays = self._codes(part, known, fmt=fmt, how=how)
-                decoded = fmt.decode(arrays)
-            if how.corrects_bias and bias_reader(site) is not None:
-                shifts.append(correct_bias(part, decoded, known))
-            noise += float(objective(part, decoded, known).sum())
-            signal += float(objective(part, np.zeros_like(part), known).sum())
-            found.append(arrays)
-            stored.append(decoded)
-        joined = found[0]
-        if len(found) > 1:
-            joined = {name: np.concatenate([one[name] for one in found]) for name in joined}
-        error = math.sqrt(max(noise, 0.0) / signal) if signal > 0 else 0.0
-        self._solved[key] = _Solved(_pack(joined, fmt), rows.shape, error, kept)
-        if shifts:
-            self._shifts[site.name] = np.concatenate(shifts)
-        return NewWeight(np.concatenate(stored), self._shifts.get(site.name))
+    def _described(self, how: Gathering) -> list[object]:
+        """All that decides the codes of a site besides the model, the samples and the format."""
+        gathering = dataclasses.asdict(how)
+        return [self._solver.name, sorted(self._options.items()), self._seed, gathering]
 
-    def _codes(self, part: Array, known: Statistics, *, fmt: Format, how: Gathering) -> Arrays:
-        arrays = self._solver.solve(part, fmt, known, seed=self._seed, **self._options)
-        if not how.refit:
-            return arrays
-        return refit_scales(part, arrays, fmt, known, asymmetric=known.drift is not None)
+    def _solve(
+        self,
+        jobs: Sequence[tuple[Site, tuple[Statistics, ...]]],
+        formats: Mapping[str, Format],
+        how: Gathering,
+        context: Context,
+        finished: FinishedSites,
+    ) -> list[NewWeight]:
+        """Solve sites that do not depend on each other, those that are not finished."""
+        new: dict[tuple[object, ...], Site] = {}
+        problems: list[SiteProblem] = []
+        again: set[str] = set()
+        for site, statistics in jobs:
+            fmt = formats[site.name]
+            key = _key(site, fmt)
+            if key in self._solved or key in new:
+                again.add(site.name)
+            elif (found := finished.read(site)) is not None:
+                self._columns_to_keep(site, how)
+                self._solved[key] = found
+            else:
+                new[key] = site
+                problems.append(self._problem(site, fmt, statistics, how, context))
+        keys = list(new)
+
+        def keep(number: int, result: SolvedSite) -> None:
+            self._solved[keys[number]] = result
+            finished.keep(new[keys[number]], result)
+
+        context.workers.map(solve_site, problems, keep)
+        return [self._new_weight(s, formats[s.name], s.name in again, finished) for s, _ in jobs]
+
+    def _new_weight(
+        self, site: Site, fmt: Format, again: bool, finished: FinishedSites
+    ) -> NewWeight:
+        """What the rest of the network runs on; ``again``: its weight has served another site."""
+        solved = self._solved[_key(site, fmt)]
+        if again:
+            self._notes[site.name] = "its weight was solved on the data of another site it serves"
+            solved = dataclasses.replace(solved, shift=None)
+            finished.keep(site, solved)
+        elif solved.shift is not None:
+            self._shifts[site.name] = solved.shift
+        return solved.new_weight(fmt)
+
+    def _problem(
+        self,
+        site: Site,
+        fmt: Format,
+        statistics: tuple[Statistics, ...],
+        how: Gathering,
+        context: Context,
+    ) -> SiteProblem:
+        return SiteProblem(
+            rows=to_rows(site, weight_tensor(weight_of(site)).numpy()),
+            statistics=statistics,
+            fmt=fmt,
+            solver=self._solver.name,
+            options=self._options,
+            seed=self._seed,
+            refit=how.refit,
+            corrects_bias=how.corrects_bias and bias_reader(site) is not None,
+            keep_columns=self._columns_to_keep(site, how),
+            threads=context.workers.threads_each,
+        )
 
     def _columns_to_keep(self, site: Site, how: Gathering) -> int:
         """How many; a site that cannot have any says so in the report."""
@@ -288,20 +304,6 @@ def _coupling(site: Site, fmt: Format) -> str | None:
     if site.groups > 1 and isinstance(fmt, IntFormat) and isinstance(fmt.granularity, PerTensor):
         return "one scale for the whole weight couples the groups of a grouped convolution"
     return None
-
-
-def _pack(arrays: Arrays, fmt: Format) -> Arrays:
-    """Codes in their few bits: all weights of a model are held until they are written."""
-    if not isinstance(fmt, IntFormat):
-        return fmt.pack(arrays)
-    return {**arrays, "codes": pack_codes(arrays["codes"], fmt.bits)}
-
-
-def _unpack(solved: _Solved, fmt: Format) -> Arrays:
-    if not isinstance(fmt, IntFormat):
-        return fmt.unpack(solved.arrays, solved.shape)
-    codes = unpack_codes(solved.arrays["codes"], fmt.bits, solved.shape[1], signed=fmt.symmetric)
-    return {**solved.arrays, "codes": codes}
 
 
 def _key(site: Site, fmt: Format) -> tuple[object, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -24,10 +24,16 @@ from onnxq.graph.sites import Site
 from onnxq.runtime import Session
 from onnxq.solvers.statistics import Statistics
 
-__all__ = ["Flow", "SegmentWalk"]
+__all__ = ["Flow", "KnownSites", "SegmentWalk", "SolveSites"]
 
 Flow = Literal["sequential", "one_shot", "asymmetric"]
 Arrays = dict[str, np.ndarray]
+SolveSites = Callable[
+    [Sequence[tuple[Site, tuple[Statistics, ...]]]], Sequence[np.ndarray | NewWeight | None]
+]
+"""Solves sites whose statistics are there at once; without statistics, a site that is known."""
+KnownSites = Callable[[Sequence[Sequence[Site]]], Collection[Site]]
+"""Of the sites, segment by segment, those whose weight is known without statistics."""
 Key = tuple[str, Reading]
 
 _BLOCK_BYTES = 128 << 20
@@ -41,7 +47,8 @@ class SegmentWalk:
 
     model: ir.Model
     store: ActivationStore
-    solve: Callable[[Site, tuple[Statistics, ...]], np.ndarray | NewWeight | None]
+    solve: SolveSites
+    known: KnownSites
     flow: Flow
     weights: TokenWeights
     wants_drift: bool
@@ -59,6 +66,10 @@ class SegmentWalk:
         self._replaced: dict[Site, NewWeight] = {}
         self._kept: dict[Key, tuple[Statistics, ...]] = {}
         self._readers: Counter[Key] = Counter()
+        self._open: Counter[Key] = Counter()
+        """Sites that are still to be solved, by what they read."""
+        self._known: Collection[Site] = ()
+        self._seen: set[Key] = set()
 
     @property
     def count(self) -> int:
@@ -83,14 +94,18 @@ class SegmentWalk:
     def run(
         self, segments: Sequence[Segment], progress: Callable[[str, int, int], None] | None
     ) -> None:
-        """Visit every site of every segment."""
-        self._readers.update(_key(visit) for segment in segments for visit in segment.visits)
+        """Visit every site of every segment; nothing is run once all that is left is known."""
+        visits = [visit for segment in segments for visit in segment.visits]
+        self._known = self.known([[visit.site for visit in one.visits] for one in segments])
+        self._readers.update(_key(visit) for visit in visits)
+        self._open.update(_key(visit) for visit in visits if visit.site not in self._known)
         for number, segment in enumerate(segments):
             if progress is not None:
                 progress(segment.label, number, len(segments))
-            self._attend(segment)
+            if self._open.total():
+                self._attend(segment)
             self._solve(segment)
-            if number + 1 < len(segments):
+            if number + 1 < len(segments) and self._open.total():
                 self._advance(segment)
         if progress is not None and segments:
             progress(segments[-1].label, len(segments), len(segments))
@@ -112,12 +127,18 @@ class SegmentWalk:
         waiting = list(segment.visits)
         keys: dict[Key, Visit] = {}
         for visit in waiting:
-            if _key(visit) not in self._kept:
+            if _key(visit) not in self._seen:
                 keys.setdefault(_key(visit), visit)
+        self._seen.update(keys)
+        # batches are those of a walk in which nothing is known: how rows are summed, to the last
+        # bit, depends on what is gathered together
         for batch in [*self._batches(keys), ()]:
-            self._gather(segment, batch)
-            while waiting and _key(waiting[0]) in self._kept:
-                self._visit(waiting.pop(0))
+            if any(self._open[key] for key in batch):
+                self._gather(segment, batch)
+            ready = []
+            while waiting and (waiting[0].site in self._known or _key(waiting[0]) in self._kept):
+                ready.append(waiting.pop(0))
+            self._visit(ready)
 
     def _batches(self, keys: Mapping[Key, Visit]) -> Iterator[tuple[Key, ...]]:
         """Keys whose matrices fit the budget together; at least one at a time."""
@@ -183,26 +204,24 @@ class SegmentWalk:
                 other = session.run(self._feeds(index, session, twin=True), twins) if twins else {}
                 yield values, other
 
-    def _visit(self, visit: Visit) -> None:
-        key = _key(visit)
-        statistics = self._kept[key]
-        self._readers[key] -= 1
-        if not self._readers[key]:
-            del self._kept[key]
-        solved = self.solve(visit.site, statistics)
-        if solved is None or self.flow == "one_shot":
+    def _visit(self, visits: Sequence[Visit]) -> None:
+        """Solve these sites."""
+        if not visits:
             return
-        new = solved if isinstance(solved, NewWeight) else NewWeight(solved)
-        rows = new.rows
-        size = int(np.prod(visit.site.shape))
-        wanted = (size // _columns(visit.copy), _columns(visit.copy))
-        if rows.shape != wanted or not np.isfinite(rows).all():
-            raise CalibrationError(
-                f"The solver gave site {visit.site.name!r} a weight of shape {list(rows.shape)}, "
-                f"and finite numbers of shape {list(wanted)} were expected: this is a fault of the "
-                "solver; leave the site out, or choose another one."
-            )
-        self._replaced[visit.copy] = NewWeight(np.asarray(rows, np.float32), new.shift)
+        known = [visit.site in self._known for visit in visits]
+        jobs = [
+            (visit.site, () if done else self._kept[_key(visit)])
+            for visit, done in zip(visits, known, strict=True)
+        ]
+        solved = self.solve(jobs)
+        for visit, done, new in zip(visits, known, solved, strict=True):
+            key = _key(visit)
+            self._readers[key] -= 1
+            self._open[key] -= not done
+            if not self._readers[key]:
+                self._kept.pop(key, None)
+            if new is not None and self.flow != "one_shot":
+                self._replaced[visit.copy] = _checked(visit, new)
 
     def _advance(self, segment: Segment) -> None:
         """Run the segment on its new weights; what lives on takes the place of what it read."""
@@ -259,6 +278,21 @@ class SegmentWalk:
             if node in changed or any(value.name in drifted for value in values_read(node)):
                 drifted.update(value.name or "" for value in node.outputs if value.name)
         return drifted
+
+
+def _checked(visit: Visit, new: np.ndarray | NewWeight) -> NewWeight:
+    """What a solver gave for a site, of the shape and type it must have."""
+    solved = new if isinstance(new, NewWeight) else NewWeight(new)
+    rows = solved.rows
+    size = int(np.prod(visit.site.shape))
+    wanted = (size // _columns(visit.copy), _columns(visit.copy))
+    if rows.shape != wanted or not np.isfinite(rows).all():
+        raise CalibrationError(
+            f"The solver gave site {visit.site.name!r} a weight of shape {list(rows.shape)}, "
+            f"and finite numbers of shape {list(wanted)} were expected: this is a fault of the "
+            "solver; leave the site out, or choose another one."
+        )
+    return NewWeight(np.asarray(rows, np.float32), solved.shift)
 
 
 def _key(visit: Visit) -> Key:

@@ -32,7 +32,7 @@ from onnxq.calibration.collect import Progress
 from onnxq.calibration.readings import reading_of
 from onnxq.calibration.samples import Samples
 from onnxq.calibration.segment_model import NewWeight
-from onnxq.calibration.segment_walk import Flow, SegmentWalk
+from onnxq.calibration.segment_walk import Flow, KnownSites, SegmentWalk, SolveSites
 from onnxq.calibration.segments import Cut, Visit, cut_segments
 from onnxq.calibration.token_weights import TokenWeights
 from onnxq.calibration.wiring import Wiring, depends_on_samples
@@ -80,8 +80,10 @@ def walk_sites(
     model: ir.Model,
     samples: Samples | Iterable[Any],
     sites: Sequence[Site],
-    solve: SolveSite,
+    solve: SolveSite | None,
     *,
+    together: SolveSites | None = None,
+    known: KnownSites | None = None,
     flow: Flow = "sequential",
     cut: Cut = "sites",
     token_weights: TokenWeights | None = None,
@@ -101,6 +103,11 @@ def walk_sites(
             object. Returns the new weight as `onnxq.graph.orientation.to_rows` lays it out,
             float32 [rows, columns], which the rest of the network will run on, or a `NewWeight`
             when its bias moves too; or None to go on with the float weight.
+        together: in place of ``solve``: is given the sites whose statistics are there at once,
+            which do not depend on each other.
+        known: of all sites, segment by segment, those whose weight is known without statistics,
+            from an earlier walk: ``together`` gets them with none. What it gives must be what it
+            gave then; the other sites see the same, to the last bit, as if none had been known.
         flow: which network the activations are of; see the table above. In ``one_shot`` what
             ``solve`` returns is not used.
         cut: where to cut. ``sites``: before each site whose input is not known yet. ``blocks``:
@@ -131,7 +138,8 @@ def walk_sites(
         walk = SegmentWalk(
             model=copy,
             store=store,
-            solve=solve,
+            solve=together or _one_by_one(solve),
+            known=known or (lambda segments: ()),
             flow=flow,
             weights=weights,
             wants_drift="drift" in need,
@@ -154,6 +162,12 @@ def walk_sites(
             unreachable=unreachable,
             notes=(*notes, *walk.rows.notes),
         )
+
+
+def _one_by_one(solve: SolveSite | None) -> SolveSites:
+    if solve is None:
+        raise ValueError("give solve or together")
+    return lambda jobs: [solve(site, statistics) for site, statistics in jobs]
 
 
 def _check_need(flow: Flow, need: Collection[str]) -> None:

@@ -1,0 +1,146 @@
+"""Workers for pieces of work that do not depend on each other: processes here, or a cluster.
+
+`joblib` does the work; a cluster is one of its registered backends, reached by the same code. What
+a piece gives must not depend on where it is made, nor on how many threads its kernels use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+from onnxq.errors import MissingDependency, UsageError, WorkerError
+
+__all__ = ["Backend", "Workers"]
+
+Backend = Literal["processes", "threads", "ray", "dask"]
+
+_LOCAL = {"processes": "loky", "threads": "threading"}
+_TRIES = 3
+"""How often a piece is given to a worker before it is given up: workers can be lost."""
+
+Problem = TypeVar("Problem")
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many pieces are made at once, and where.
+
+    Attributes:
+        count: how many workers.
+        threads: threads of all of them together; None takes the cores of this machine.
+        backend: ``processes`` and ``threads`` of this machine; ``ray`` and ``dask``: a cluster.
+        address: of the cluster; None starts or finds one here.
+    """
+
+    count: int = 1
+    threads: int | None = None
+    backend: Backend = "processes"
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can run with."""
+        for name in ("count", "threads"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise UsageError(f"{number} {name} of workers: give 1 or more.")
+
+    @property
+    def threads_each(self) -> int | None:
+        """Threads for the kernels of one worker; None leaves the choice to them."""
+        if self.count == 1:
+            return self.threads
+        return max(1, (self.threads or os.cpu_count() or 1) // self.count)
+
+    def map(
+        self,
+        function: Callable[[Problem], Result],
+        problems: Sequence[Problem],
+        keep: Callable[[int, Result], None],
+    ) -> None:
+        """Call ``function`` on every problem, and ``keep`` with its number and what it gave.
+
+        A problem whose worker was lost is given to another one; those that are kept are not made
+        again.
+
+        Args:
+            function: of a module, so that another process finds it.
+            problems: what can be sent to another process.
+            keep: called in this process, in the order of the problems, as results arrive.
+
+        Raises:
+            WorkerError: a problem lost its worker three times.
+            OnnxqError: what ``function`` raises.
+        """
+        if self.count == 1 or len(problems) < 2:
+            for number, problem in enumerate(problems):
+                keep(number, function(problem))
+            return
+        done = 0
+        for _ in range(_TRIES):
+            with contextlib.closing(self._results(function, problems[done:])) as results:
+                try:
+                    for result in results:
+                        keep(done, result)
+                        done += 1
+                    return
+                except _lost() as error:
+                    reason = error
+        raise WorkerError(
+            f"Piece {done + 1} of {len(problems)} lost its worker {_TRIES} times "
+            f"({type(reason).__name__}): workers run out of memory most often. Give fewer "
+            "--workers, or more memory, and run the same command again to go on."
+        ) from reason
+
+    def _results(
+        self, function: Callable[[Problem], Result], problems: Sequence[Problem]
+    ) -> Iterator[Result]:
+        import joblib
+
+        with self._cluster() as (backend, options):
+            with joblib.parallel_config(backend=backend, n_jobs=self.count, **options):
+                parallel = joblib.Parallel(return_as=_order(backend), pre_dispatch="2*n_jobs")
+                yield from parallel(joblib.delayed(function)(problem) for problem in problems)
+
+    @contextlib.contextmanager
+    def _cluster(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The name of the backend for joblib, registered, with its options."""
+        if self.backend in _LOCAL:
+            inner = {"inner_max_num_threads": self.threads_each}
+            yield _LOCAL[self.backend], inner if self.backend == "processes" else {}
+        elif self.backend == "ray":
+            ray = _module("ray", "Workers of Ray")
+            _module("ray.util.joblib", "Workers of Ray").register_ray()
+            if not ray.is_initialized():
+                ray.init(address=self.address, log_to_driver=False, configure_logging=False)
+            yield "ray", {}
+        else:
+            client = _module("dask.distributed", "Workers of Dask").Client
+            with client(self.address) if self.address else client(n_workers=self.count):
+                yield "dask", {}
+
+
+def _order(backend: str) -> str:
+    """Results as they come where the backend can give them so."""
+    return "list" if backend in ("ray", "dask") else "generator"
+
+
+def _module(name: str, purpose: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingDependency(name.split(".")[0], "cluster", purpose) from error
+
+
+def _lost() -> tuple[type[BaseException], ...]:
+    """What a worker that is gone raises here."""
+    from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
+
+    kinds: list[type[BaseException]] = [BrokenProcessPool, TerminatedWorkerError]
+    with contextlib.suppress(ImportError):
+        kinds.append(importlib.import_module("ray.exceptions").WorkerCrashedError)
+    return tuple(kinds)
