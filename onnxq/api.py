@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from onnxq.passes.recipe import Recipe, load_recipe
 from onnxq.passes.runner import Check, RecipeResult, run_recipe, without_extras
 from onnxq.quality import evaluate
 from onnxq.runtime import random_samples
+from onnxq.runtime.work_folder import WorkFolder
+from onnxq.runtime.workers import Workers
 
 __all__ = ["Quantized", "bench", "build", "check", "compare", "evaluate", "load", "quantize"]
 
@@ -100,6 +103,8 @@ def quantize(
     tokenizer: str | Path | None = None,
     window: int = 512,
     limit: int | None = None,
+    workers: int | Workers = 1,
+    work: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> Quantized:
     """Run a recipe on a model and, when ``out`` is given, write the verified artifact.
@@ -121,6 +126,11 @@ def quantize(
             text when None.
         window: for a text: tokens in a sample.
         limit: read at most this many samples, those held back among them; None reads all.
+        workers: how many sites are solved at once, each in a process of its own; or where and with
+            how many threads. The codes do not depend on it.
+        work: a folder that keeps every site that a solver has finished on calibration data: a run
+            that was killed goes on from there, and another recipe finds what it shares. It stays
+            until `onnxq clean` removes it. None keeps nothing.
         progress: called with (what, done, total).
 
     Raises:
@@ -137,13 +147,23 @@ def quantize(
         data = _open(original, data, tokenizer, window, limit, chosen.extra_arrays)
     samples, held_back = _split(original, data, check)
     held_back = list(without_extras(held_back, chosen) or ())
-    result = run_recipe(original, chosen, samples=samples, check=check, progress=progress)
-    quantized = Quantized(
-        result=result, original=original, source=_source_of(model), held_back=held_back
-    )
-    if out is None:
-        return quantized
-    artifact = quantized.save(out, companions=_folder_of(model), overwrite=overwrite)
+    folder = Path(work) if work is not None and chosen.needs_samples else None
+    with contextlib.ExitStack() as stack:
+        result = run_recipe(
+            original,
+            chosen,
+            samples=samples,
+            check=check,
+            progress=progress,
+            workers=workers if isinstance(workers, Workers) else Workers(count=workers),
+            work=None if folder is None else stack.enter_context(WorkFolder(folder)),
+        )
+        quantized = Quantized(
+            result=result, original=original, source=_source_of(model), held_back=held_back
+        )
+        if out is None:
+            return quantized
+        artifact = quantized.save(out, companions=_folder_of(model), overwrite=overwrite)
     return dataclasses.replace(quantized, artifact=artifact)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from onnxq import deploying, listing
+from onnxq import deploying, listing, working
 from onnxq.console import Json, progress_bars, say_error, show
 from onnxq.errors import OnnxqError, UsageError
 from onnxq.quality import METRICS
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(listing.app)
 app.add_typer(deploying.app)
+app.add_typer(working.app)
 
 Model = Annotated[Path, typer.Argument(help="An ONNX file, or a folder that holds one.")]
 Data = Annotated[
@@ -80,12 +81,28 @@ def quantize(
     tokenizer: Tokenizer = None,
     window: Annotated[int, typer.Option(help="Of a text: tokens in a sample.")] = 512,
     limit: Annotated[int | None, typer.Option(help="Read at most this many samples.")] = None,
+    workers: Annotated[int, typer.Option(help="Sites solved at once, a process each.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of all workers together; the cores when not given.")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="Where workers are: processes, threads, ray or dask.")
+    ] = "processes",
+    address: Annotated[str | None, typer.Option(help="Of the ray or dask cluster.")] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps finished sites; OUT.work, until all is done."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Keep finished sites, and go on where a killed run stopped.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Quantize a model by a recipe and write a verified artifact."""
     from onnxq import api, tables
 
-    with progress_bars() as progress:
+    chosen = working.chosen_workers(workers, threads, backend, address)
+    with working.work_beside(out, work, resume) as kept, progress_bars() as progress:
         quantized = api.quantize(
             model,
             recipe,
@@ -97,6 +114,8 @@ def quantize(
             tokenizer=tokenizer,
             window=window,
             limit=limit,
+            workers=chosen,
+            work=kept,
             progress=progress,
         )
     assert quantized.artifact is not None

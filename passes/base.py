@@ -63,7 +63,7 @@ class Context:
     samples: Samples | None = None
     progress: Progress = no_progress
     scratch: Scratch = dataclasses.field(default_factory=Scratch)
-    workers: Workers = Workers()
+    workers: Workers = dataclasses.field(default_factory=Workers)
     work: WorkFolder | None = None
     origin: str = ""
 

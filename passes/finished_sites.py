@@ -45,6 +45,13 @@ class FinishedSites:
         self._keys: dict[str, str] = {}
         self._found: set[str] = set()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How many sites were not solved again; nothing when none was."""
+        if not self._found:
+            return ()
+        return (f"{len(self._found)} of {len(self._keys)} sites were solved in an earlier run",)
+
     def find(self, segments: Sequence[Sequence[Site]]) -> Collection[Site]:
         """Those of the sites, segment by segment, that are finished."""
         if self._work is None:

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
@@ -131,7 +130,7 @@ class WeightSolver:
             need={*self._solver.needs, "mean"} if how.corrects_bias else self._solver.needs,
             progress=context.progress,
         )
-        self.notes = walk.notes
+        self.notes = (*walk.notes, *finished.notes)
 
     def learn(
         self,

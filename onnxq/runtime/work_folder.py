@@ -116,7 +116,7 @@ class WorkFolder:
             return _decoded(file.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             file.unlink(missing_ok=True)
             return None
 
@@ -203,7 +203,8 @@ def _encoded(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> byte
     text = json.dumps({"values": about, "checksum": _checksum(arrays)}, default=float)
     stream = io.BytesIO()
     content: dict[str, Any] = {f"array_{name}": array for name, array in arrays.items()}
-    np.savez(stream, **content, **{_ABOUT: np.frombuffer(text.encode(), np.uint8)})
+    content[_ABOUT] = np.frombuffer(text.encode(), np.uint8)
+    np.savez(stream, **content)
     return stream.getvalue()
 
 

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from onnxq.errors import MissingDependency, UsageError, WorkerError
@@ -98,13 +98,16 @@ class Workers:
 
     def _results(
         self, function: Callable[[Problem], Result], problems: Sequence[Problem]
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         import joblib
 
-        with self._cluster() as (backend, options):
-            with joblib.parallel_config(backend=backend, n_jobs=self.count, **options):
-                parallel = joblib.Parallel(return_as=_order(backend), pre_dispatch="2*n_jobs")
-                yield from parallel(joblib.delayed(function)(problem) for problem in problems)
+        with contextlib.ExitStack() as stack:
+            backend, options = stack.enter_context(self._cluster())
+            stack.enter_context(
+                joblib.parallel_config(backend=backend, n_jobs=self.count, **options)
+            )
+            parallel = joblib.Parallel(return_as=_order(backend), pre_dispatch="2*n_jobs")
+            yield from parallel(joblib.delayed(function)(problem) for problem in problems)
 
     @contextlib.contextmanager
     def _cluster(self) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,100 @@
+"""Long work on the command line: how many workers, where finished pieces are kept, what to free."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from onnxq.console import Json, show
+from onnxq.errors import OnnxqError, UsageError
+from onnxq.runtime.work_folder import WorkFolder, refuse_other, work_folders
+from onnxq.runtime.workers import Backend, Workers
+
+__all__ = ["app", "chosen_workers", "work_beside"]
+
+app = typer.Typer()
+
+
+def chosen_workers(count: int, threads: int | None, backend: str, address: str | None) -> Workers:
+    """The workers that options of the command line ask for.
+
+    Raises:
+        UsageError: there is no such backend, or a number below 1.
+    """
+    known = get_args(Backend)
+    if backend not in known:
+        raise UsageError(f"There is no --backend {backend!r}: give one of {', '.join(known)}.")
+    return Workers(count=count, threads=threads, backend=backend, address=address)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def work_beside(out: Path, work: Path | None, resume: bool) -> Iterator[Path | None]:
+    """The folder that keeps finished pieces while a run lasts.
+
+    Args:
+        out: what the run writes. Without ``work`` the folder is ``OUT.work``, and it goes once the
+            run is done.
+        work: a folder of the user's choice, which stays.
+        resume: False keeps nothing.
+
+    Raises:
+        UsageError: the folder holds other things, or both options were given.
+    """
+    if not resume:
+        if work is not None:
+            raise UsageError("--work keeps finished sites and --no-resume does not: give one.")
+        yield None
+        return
+    folder = work or out.with_name(f"{out.name}.work")
+    refuse_other(folder)
+    try:
+        yield folder
+    except (OnnxqError, KeyboardInterrupt) as error:
+        pieces = sum(count for _, count, _ in work_folders(folder)) if folder.is_dir() else 0
+        if pieces:
+            error.add_note(f"({pieces} finished pieces are in {folder}: the same command goes on.)")
+        elif work is None and folder.is_dir():
+            WorkFolder(folder).remove()
+        raise
+    if work is None and folder.is_dir():
+        WorkFolder(folder).remove()
+
+
+@app.command()
+def clean(
+    folder: Annotated[Path, typer.Argument(help="Look in and below this folder.")] = Path(),
+    remove: Annotated[bool, typer.Option(help="Remove them, but those in use.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List folders of finished work, of runs that were killed or that keep it, and free them."""
+    if not folder.is_dir():
+        raise UsageError(f"{str(folder)!r} is no folder: name one to look in.")
+    rows: list[dict[str, Any]] = []
+    for path, pieces, size in work_folders(folder):
+        days = (time.time() - path.stat().st_mtime) / 86400
+        row = {"folder": str(path), "pieces": pieces, "MB": round(size / 1e6, 1)}
+        rows.append({**row, "days": round(days, 1), "state": _removed(path) if remove else "kept"})
+    show(rows, as_json, _render)
+
+
+def _removed(path: Path) -> str:
+    try:
+        work = WorkFolder(path)
+    except OnnxqError as error:
+        return f"left: {error}"
+    work.remove()
+    return "removed"
+
+
+def _render(console: Any, rows: list[dict[str, Any]]) -> None:
+    from onnxq import tables
+
+    if not rows:
+        console.print("No folder of finished work here.")
+        return
+    tables.table(console, rows, title="finished work")
