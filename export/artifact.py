@@ -14,7 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from onnxq.passes.runner import RecipeResult
 
 MODEL_NAME = "model.onnx"
 REPORT_NAME = "onnxq.json"
+Account = Callable[[int], Mapping[str, Any]]
+"""Makes the content of a further file, given the bytes of the model files."""
+
 _PACKAGES = ("onnxq", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
@@ -70,6 +73,7 @@ def write_artifact(
     held_back: Sequence[Mapping[str, np.ndarray]],
     companions: Path | None = None,
     overwrite: bool = False,
+    accounts: Mapping[str, Account] | None = None,
 ) -> Artifact:
     """Write, verify and put in place.
 
@@ -84,6 +88,8 @@ def write_artifact(
             carried along; None when the model came without.
         overwrite: replace a folder that holds another model; an onnxq artifact is replaced
             without asking, as a nightly run would want.
+        accounts: further files by name: each is made from the bytes of the written model files,
+            and holds plain values as JSON.
 
     Raises:
         ExportError: the folder holds something else, which is untouched.
@@ -96,6 +102,8 @@ def write_artifact(
         if companions is not None:
             copy_companions(companions, staging)
         operators = bundle_library(result.model, staging)
+        for name, account in (accounts or {}).items():
+            _write_json(staging / name, account(_model_bytes(staging)))
         report = {
             "onnxq": importlib.metadata.version("onnxq"),
             "source": dict(source),
@@ -106,9 +114,17 @@ def write_artifact(
             "verification": _verify(path, original, held_back),
             "files": _files(staging),
         }
-        text = json.dumps(report, indent=1, allow_nan=False, default=str)
-        (staging / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
+        _write_json(staging / REPORT_NAME, report)
     return Artifact(folder, report)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, indent=1, allow_nan=False, default=str)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _model_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob(f"{MODEL_NAME}*"))
 
 
 def refuse_foreign(folder: Path, overwrite: bool) -> bool:

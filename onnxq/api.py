@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.budget.plan import ACCOUNT, with_bytes
+from onnxq.budget.request import Request, chosen_policy, default_recipe
+from onnxq.budget.run import quantize_to_budget
 from onnxq.errors import CalibrationError
 from onnxq.evaluate import Comparison, bench_models, compare_models
 from onnxq.export.artifact import Artifact, file_hash, refuse_foreign, write_artifact
@@ -43,6 +46,8 @@ class Quantized:
         source: where that came from.
         held_back: inputs that calibration has not seen.
         artifact: the written artifact, when ``out`` was given.
+        budget: what was asked and reached, site by site, when there was a budget: the content of
+            ``onnxq-budget.json``.
     """
 
     result: RecipeResult
@@ -50,6 +55,7 @@ class Quantized:
     source: Mapping[str, Any]
     held_back: Sequence[Mapping[str, np.ndarray]]
     artifact: Artifact | None = None
+    budget: Mapping[str, Any] | None = None
 
     @property
     def model(self) -> ir.Model:
@@ -76,10 +82,21 @@ class Quantized:
             for site in step.report.left
         ]
 
+    def artifact_values(self) -> dict[str, Any]:
+        """The report of the written artifact, and the account of its budget when it had one."""
+        if self.artifact is None:
+            return {}
+        values = dict(self.artifact.report)
+        if self.budget is not None:
+            values["budget"] = with_bytes(self.budget, self.artifact.nbytes)
+        return values
+
     def save(
         self, out: str | Path, *, companions: Path | None = None, overwrite: bool = False
     ) -> Artifact:
         """Write the artifact, verified; see `onnxq.export.artifact.write_artifact`."""
+        account = self.budget
+        accounts = {} if account is None else {ACCOUNT: lambda size: with_bytes(account, size)}
         return write_artifact(
             self.result,
             Path(out),
@@ -88,13 +105,21 @@ class Quantized:
             held_back=self.held_back,
             companions=companions,
             overwrite=overwrite,
+            accounts=accounts,
         )
 
 
 def quantize(
     model: Any,
-    recipe: str | Path | Recipe = "int8",
+    recipe: str | Path | Recipe | None = None,
     *,
+    bits: float | None = None,
+    size: str | int | None = None,
+    latency: str | float | None = None,
+    max_loss: str | float | None = None,
+    policy: str | Path | None = None,
+    menu: Sequence[str] = (),
+    measure: str = "fisher",
     data: Any = None,
     out: str | Path | None = None,
     set: Sequence[str] = (),
@@ -112,7 +137,17 @@ def quantize(
     Args:
         model: a path (file or folder), bytes, ``onnx_ir.Model`` or ``onnx.ModelProto``; left as
             it is.
-        recipe: a preset's name, a TOML file, or a `Recipe`.
+        recipe: a preset's name, a TOML file, or a `Recipe`; ``int8`` when None, and with a budget
+            ``budget`` (``budget_fast`` for latency).
+        bits: a budget: mean bits per weight of the sites that the policy counts. The formats of
+            the recipe's ``quantize_weights`` are then replaced by the best mix.
+        size: a budget: bytes of the model files, or a text such as ``60MB``.
+        latency: a budget: milliseconds of a run on the first sample here, or ``40ms``.
+        max_loss: a loss, for which the smallest model is sought; or ``1%``, of a language model
+            the rise of its perplexity. Not with other budgets.
+        policy: which sites may take which formats, a name or a TOML file; see docs/budget.md.
+        menu: formats for the sites that have no rule of their own in the policy.
+        measure: how sensitivity is found, one of `onnxq.budget.sensitivity.MEASURES`.
         data: calibration inputs: an iterable of ``{input name: array}``, or a path that
             `onnxq.calibration.open_data` understands. A few samples are held back to compare
             the artifact on; promises are checked on the first ones. Without data both are done
@@ -136,7 +171,10 @@ def quantize(
     Raises:
         OnnxqError: with a sentence that says what, where, and what to do next.
     """
+    request = Request.of(bits=bits, size=size, latency=latency, max_loss=max_loss)
+    recipe = recipe or default_recipe(request)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, set)
+    rules = chosen_policy(request, policy, menu)
     if out is not None:
         refuse_foreign(Path(out), overwrite)
     original = load(model)
@@ -148,18 +186,29 @@ def quantize(
     samples, held_back = _split(original, data, check)
     held_back = list(without_extras(held_back, chosen) or ())
     folder = Path(work) if work is not None and chosen.needs_samples else None
+    account: Mapping[str, Any] | None = None
     with contextlib.ExitStack() as stack:
-        result = run_recipe(
-            original,
-            chosen,
-            samples=samples,
-            check=check,
-            progress=progress,
-            workers=workers if isinstance(workers, Workers) else Workers(count=workers),
-            work=None if folder is None else stack.enter_context(WorkFolder(folder)),
-        )
+        how: dict[str, Any] = {
+            "samples": samples,
+            "check": check,
+            "progress": progress,
+            "workers": workers if isinstance(workers, Workers) else Workers(count=workers),
+            "work": None if folder is None else stack.enter_context(WorkFolder(folder)),
+        }
+        if request is None or rules is None:
+            result = run_recipe(original, chosen, **how)
+        else:
+            unseen = held_back if data is not None else ()
+            done = quantize_to_budget(
+                original, chosen, request, rules, held_back=unseen, measure=measure, **how
+            )
+            result, account = done.result, done.account
         quantized = Quantized(
-            result=result, original=original, source=_source_of(model), held_back=held_back
+            result=result,
+            original=original,
+            source=_source_of(model),
+            held_back=held_back,
+            budget=account,
         )
         if out is None:
             return quantized

@@ -69,8 +69,30 @@ def export(
 def quantize(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the artifact.")],
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A preset or a .toml.")] = "int8",
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="A preset or a .toml; int8, or budget with a budget."),
+    ] = None,
     data: Data = None,
+    bits: Annotated[
+        float | None, typer.Option(help="Budget: mean bits per weight of the sites counted.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Budget: of the model files, e.g. 60MB.")] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="Budget: of a run on the first sample, e.g. 40ms.")
+    ] = None,
+    max_loss: Annotated[
+        str | None, typer.Option(help="Smallest model under a loss, e.g. 1% or 0.02.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Which sites may take which formats: a name or a .toml.")
+    ] = None,
+    menu: Annotated[
+        str | None, typer.Option(help="Formats to choose from, e.g. int4_g128,lut3,trellis2_hyb.")
+    ] = None,
+    measure: Annotated[
+        str, typer.Option(help="Of sensitivity: fisher, noise, kl, hessian_trace, h, weights.")
+    ] = "fisher",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override: pass.key=value. Repeatable.")
     ] = None,
@@ -106,6 +128,13 @@ def quantize(
         quantized = api.quantize(
             model,
             recipe,
+            bits=bits,
+            size=size,
+            latency=latency,
+            max_loss=max_loss,
+            policy=policy,
+            menu=tuple(word.strip() for word in (menu or "").split(",") if word.strip()),
+            measure=measure,
             data=data,
             out=out,
             set=set_ or (),
@@ -119,7 +148,7 @@ def quantize(
             progress=progress,
         )
     assert quantized.artifact is not None
-    show(dict(quantized.artifact.report), as_json, tables.artifact)
+    show(quantized.artifact_values(), as_json, tables.artifact)
 
 
 @app.command()

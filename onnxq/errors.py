@@ -12,6 +12,7 @@ from collections.abc import Iterable
 __all__ = [
     "ArtifactError",
     "BrokenPromise",
+    "BudgetError",
     "CalibrationError",
     "ExportError",
     "FormatError",
@@ -64,6 +65,10 @@ class RecipeError(OnnxqError):
 
 class BrokenPromise(OnnxqError):
     """A pass changed the model's outputs more than it promised."""
+
+
+class BudgetError(OnnxqError):
+    """No choice of formats meets a budget."""
 
 
 class ExportError(OnnxqError):

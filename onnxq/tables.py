@@ -16,6 +16,7 @@ Row = Mapping[str, Any]
 
 
 _OUTPUTS_SHOWN = 8
+_SITES_SHOWN = 5
 
 
 def table(
@@ -109,11 +110,36 @@ def artifact(console: Console, report: Mapping[str, Any]) -> None:
         console.print(f"note: {note}", markup=False)
     files = [{"file": name, "size": megabytes(f["bytes"])} for name, f in report["files"].items()]
     table(console, files, title="written")
+    if "budget" in report:
+        budget_account(console, report["budget"])
     outputs = report["verification"]["outputs"]
     if isinstance(outputs, str):
         console.print(f"verification: {outputs}")
     else:
         comparison(console, outputs)
+
+
+def budget_account(console: Console, account: Mapping[str, Any]) -> None:
+    """Print what was asked and reached, uniform mixes beside it, and where the loss comes from."""
+    reached, asked = account["reached"], account["asked"]
+    keys = ("bits", "bytes", "latency_ms", "loss")
+    mix = {"format": "this mix", **reached, "loss": reached["predicted_loss"]}
+    rows = [mix, *account["uniform"]]
+    shown = [{"format": row["format"], **{key: row.get(key) for key in keys}} for row in rows]
+    used = [key for key in ("format", *keys) if any(row[key] is not None for row in shown)]
+    wanted = ", ".join(f"{name} {value:.6g}" for name, value in asked.items())
+    table(console, shown, used, title=f"budget: {wanted}")
+    least = "bytes" if "max_loss" in asked else "predicted loss"
+    console.print(
+        f"loss: {account['loss']}; by {account['measure']}. No mix within the budget has less "
+        f"{least} than {reached['bound']:.4g}.",
+        markup=False,
+    )
+    if "measured_loss" in reached:
+        console.print(f"measured on held-back inputs: {reached['measured_loss']:.4g}", markup=False)
+    sites = sorted(account["sites"], key=lambda site: -site["loss"])[:_SITES_SHOWN]
+    columns = ("site", "format", "bytes", "loss")
+    table(console, sites, columns, title="where the loss comes from: the most sensitive sites")
 
 
 def _formats(sites: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -34,7 +34,7 @@ from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
 from onnxq.passes.learned_rounding import find_solver
-from onnxq.passes.weight_forms import LINEAR, matmul_nbits_refusal, minimum_opset, site_refusal
+from onnxq.passes.weight_forms import LINEAR, minimum_opset, site_refusal, written_form
 from onnxq.passes.weight_layout import weight_type
 from onnxq.passes.weight_solving import Gathering, WeightSolver
 from onnxq.passes.weight_writing import WeightWriter
@@ -163,7 +163,7 @@ class QuantizeWeights(Pass):
                 f"The model is already quantized: {done[0].name!r} is {done[0].already}, and no "
                 "float weight is left. Quantize the float model it was made from."
             )
-        able = [(s, self._format_of(s)) for s in sites if s.refusal is None and s.already is None]
+        able = [(s, self.format_of(s)) for s in sites if s.refusal is None and s.already is None]
         wanted = max((minimum_opset(s, fmt, self.write) for s, fmt in able if fmt), default=0)
         opset = model.opset_imports.get("", 0)
         if opset < wanted:
@@ -180,7 +180,7 @@ class QuantizeWeights(Pass):
         writer = WeightWriter(model, context.scratch, codes, self.accuracy_level)
         sites = [s for s in found if s.kind != "Gather" or s.already or s.refusal]
         tables = [s for s in found if s.kind == "Gather" and s not in sites]
-        tied = {(id(table.weight), self._format_of(table)) for table in tables}
+        tied = {(id(table.weight), self.format_of(table)) for table in tables}
         reports = []
         for number, site in enumerate((*sites, *tables)):
             context.progress("quantize weights", number, len(sites) + len(tables))
@@ -201,7 +201,7 @@ class QuantizeWeights(Pass):
             nearest_options={} if self.search is None else {"search": self.search},
             seed=self.seed,
         )
-        formats = {site.name: fmt for site in found if (fmt := self._format_of(site))}
+        formats = {site.name: fmt for site in found if (fmt := self.format_of(site))}
         able = [
             site
             for site in found
@@ -243,21 +243,24 @@ class QuantizeWeights(Pass):
         self, site: Site, writer: WeightWriter, tied: set[tuple[int, Format | None]]
     ) -> SiteReport:
         """Write one site; one ``tied`` to an embedding takes the form that shares its codes."""
-        fmt = self._format_of(site)
+        fmt = self.format_of(site)
         reason = site_refusal(site, fmt, self.write)
         if reason is not None or fmt is None:
             return SiteReport(site=site.name, reason=reason)
-        if site.kind == "Gather" and isinstance(fmt, IntFormat):
-            return writer.gather_block_quantized(site, fmt)
-        writer.keep_columns(site, fmt)
-        if not isinstance(fmt, IntFormat) or self.write == "operator":
+        is_tied = (id(site.weight), fmt) in tied
+        form = written_form(site, fmt, self.write, is_tied=is_tied)
+        if form != "gather":
+            writer.keep_columns(site, fmt)
+        if form == "operator" or not isinstance(fmt, IntFormat):
             return writer.operator(site, fmt)
-        as_blocks = self.write != "dequantize" or (id(site.weight), fmt) in tied
-        if as_blocks and matmul_nbits_refusal(site, fmt) is None:
-            return writer.matmul_nbits(site, fmt)
-        return writer.dequantize(site, fmt)
+        write = {
+            "gather": writer.gather_block_quantized,
+            "matmul_nbits": writer.matmul_nbits,
+            "dequantize": writer.dequantize,
+        }[form]
+        return write(site, fmt)
 
-    def _format_of(self, site: Site) -> Format | None:
+    def format_of(self, site: Site) -> Format | None:
         """The format asked for; None for float."""
         if any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.exclude):
             return None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import onnx_ir as ir
 
 from onnxq.custom_ops.catalog import spec_of
 from onnxq.formats import Format, IntFormat, PerBlock, PerGroup, VectorFormat
 from onnxq.graph.sites import Site
 from onnxq.passes.weight_layout import storage_bits, weight_type
+
+Form = Literal["operator", "matmul_nbits", "dequantize", "gather"]
+"""How a weight is written: see `onnxq.passes.quantize_weights`."""
 
 LINEAR = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 """Operators that are a linear layer of one weight."""
@@ -39,6 +44,24 @@ def site_refusal(site: Site, fmt: Format | None, write: str) -> str | None:
     if isinstance(fmt.granularity, PerBlock):
         return f"{fmt} shares a scale among rows, and DequantizeLinear has one for each"
     return None
+
+
+def written_form(site: Site, fmt: Format, write: str, *, is_tied: bool = False) -> Form:
+    """The form that a site takes which is not left in float.
+
+    Args:
+        site: the site.
+        fmt: its format.
+        write: what the recipe asks for.
+        is_tied: an embedding in the same format shares its codes.
+    """
+    if site.kind == "Gather":
+        return "gather"
+    if not isinstance(fmt, IntFormat) or write == "operator":
+        return "operator"
+    if (write != "dequantize" or is_tied) and matmul_nbits_refusal(site, fmt) is None:
+        return "matmul_nbits"
+    return "dequantize"
 
 
 def minimum_opset(site: Site, fmt: Format, write: str) -> int:

@@ -1,0 +1,341 @@
+"""From menus and a budget to a mix, and the account of it that the artifact keeps.
+
+The account, ``onnxq-budget.json``, is what `onnxq report` reads: what was asked and reached, the
+options of every site, uniform mixes, the front and the groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onnxq.budget.allocate import Allocation, allocate, front, joined, smallest
+from onnxq.budget.menu import Option, SiteMenu
+from onnxq.budget.request import Request
+from onnxq.errors import BudgetError
+
+__all__ = [
+    "ACCOUNT",
+    "Problem",
+    "Solution",
+    "account_of",
+    "smallest_mix",
+    "solve",
+    "uniform_mixes",
+    "with_bytes",
+]
+
+ACCOUNT = "onnxq-budget.json"
+"""Name of the account in the artifact."""
+
+_GRAIN = 10**9
+"""Parts of the allowed loss that a loss is counted in, rounded up."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What there is to choose from.
+
+    Attributes:
+        menus: of every site, in the order of the graph, with losses.
+        groups: names of sites that must share a format.
+        shared: names of sites whose weight is that of a site before them: their bytes are counted
+            there.
+        fixed_bytes: of the files beside the weights of these sites.
+        sure_bytes: of those, what is no guess: other weights.
+        fixed_ms: of a run beside these sites; None when not measured.
+        loss_name: of the loss and its unit.
+        measure: how sensitivity was found.
+    """
+
+    menus: tuple[SiteMenu, ...]
+    groups: tuple[tuple[str, ...], ...] = ()
+    shared: frozenset[str] = frozenset()
+    fixed_bytes: int = 0
+    sure_bytes: int = 0
+    fixed_ms: float | None = None
+    loss_name: str = ""
+    measure: str = ""
+
+    def nbytes(self, menu: SiteMenu, option: Option) -> int:
+        """Bytes that an option adds to the files."""
+        return 0 if menu.site in self.shared else option.nbytes
+
+    @property
+    def counted_weights(self) -> int:
+        """Weights of the sites that count in a budget of bits."""
+        return sum(m.weights for m in self.menus if m.counted and m.site not in self.shared)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Solution:
+    """A mix.
+
+    Attributes:
+        formats: by name of the site.
+        nbytes: of the weights of these sites.
+        counted_bytes: of those that count in a budget of bits.
+        loss: predicted.
+        bound: no mix within the budget has less predicted loss; of ``max_loss``: less bytes.
+        latency_ms: predicted; None when not measured.
+    """
+
+    formats: Mapping[str, str]
+    nbytes: int
+    counted_bytes: int
+    loss: float
+    bound: float
+    latency_ms: float | None
+
+
+def solve(problem: Problem, request: Request, *, allowed_loss: float | None = None) -> Solution:
+    """The best mix within a budget.
+
+    Args:
+        problem: what there is to choose from.
+        request: what was asked; its sizes are as this problem predicts them.
+        allowed_loss: with ``max_loss``: the largest sum of losses.
+
+    Raises:
+        BudgetError: the budget is below what is possible; the sentence says the least.
+    """
+    shared = _joined(problem)
+    _check_shared(problem, shared)
+    losses = [[_loss(problem, option) for option in options] for options in shared]
+    sizes = [[_use(problem, option, counted=False) for option in options] for options in shared]
+    if allowed_loss is not None:
+        found = _smallest_under(losses, sizes, allowed_loss)
+    else:
+        uses, limits = _resources(problem, request, shared)
+        found = allocate(losses, uses, limits)
+    formats = {
+        problem.menus[site].site: problem.menus[site].formats[at]
+        for options, choice in zip(shared, found.choice, strict=True)
+        for site, at in options[choice].items()
+    }
+    return _solution(problem, formats, found.bound)
+
+
+def smallest_mix(problem: Problem) -> int:
+    """Bytes of the files in the smallest mix."""
+    sizes = [
+        [[_use(problem, option, counted=False)] for option in options]
+        for options in _joined(problem)
+    ]
+    return smallest(sizes) + problem.fixed_bytes
+
+
+def _joined(problem: Problem) -> list[list[Mapping[int, int]]]:
+    """Options of sites that must share a format as one; see `onnxq.budget.allocate.joined`."""
+    return joined(
+        [menu.formats for menu in problem.menus],
+        [[_place(problem, name) for name in group] for group in problem.groups],
+    )
+
+
+def _place(problem: Problem, name: str) -> int:
+    return next(at for at, menu in enumerate(problem.menus) if menu.site == name)
+
+
+def _check_shared(problem: Problem, shared: Sequence[Sequence[Mapping[int, int]]]) -> None:
+    if all(shared):
+        return
+    for group in problem.groups:
+        menus = [problem.menus[_place(problem, name)] for name in group]
+        if not set.intersection(*(set(menu.formats) for menu in menus)):
+            raise BudgetError(
+                f"The sites {', '.join(group[:4])} must share a format, and their menus have none "
+                "in common: allow one for all of them, or drop them from 'together' of the policy."
+            )
+
+
+def _loss(problem: Problem, option: Mapping[int, int]) -> float:
+    return sum(problem.menus[site].options[at].loss for site, at in option.items())
+
+
+def _use(problem: Problem, option: Mapping[int, int], *, counted: bool) -> int:
+    menus = problem.menus
+    return sum(
+        problem.nbytes(menus[site], menus[site].options[at])
+        for site, at in option.items()
+        if menus[site].counted or not counted
+    )
+
+
+def _nanoseconds(problem: Problem, option: Mapping[int, int]) -> int:
+    return sum(
+        math.ceil(1e3 * (problem.menus[site].options[at].latency_us or 0.0))
+        for site, at in option.items()
+    )
+
+
+def _resources(
+    problem: Problem, request: Request, shared: Sequence[Sequence[Mapping[int, int]]]
+) -> tuple[list[list[list[int]]], list[int]]:
+    """Uses of every option of every group, and the budgets, for what was asked."""
+    columns: list[list[list[int]]] = []
+    limits: list[int] = []
+    if request.bits is not None:
+        columns.append([[_use(problem, o, counted=True) for o in options] for options in shared])
+        limits.append(math.floor(request.bits * problem.counted_weights / 8))
+        _check(columns[-1], limits[-1], 8 / max(problem.counted_weights, 1), 0, "bits per weight")
+    if request.size is not None:
+        columns.append([[_use(problem, o, counted=False) for o in options] for options in shared])
+        limits.append(request.size - problem.fixed_bytes)
+        _check(columns[-1], limits[-1], 1, problem.fixed_bytes, "bytes")
+    if request.latency_ms is not None:
+        columns.append([[_nanoseconds(problem, o) for o in options] for options in shared])
+        rest = problem.fixed_ms or 0.0
+        limits.append(math.floor(1e6 * (request.latency_ms - rest)))
+        _check(columns[-1], limits[-1], 1e-6, rest, "ms")
+    uses = [
+        [[column[group][at] for column in columns] for at in range(len(options))]
+        for group, options in enumerate(shared)
+    ]
+    return uses, limits
+
+
+def _check(uses: list[list[int]], limit: int, scale: float, fixed: float, unit: str) -> None:
+    least = smallest([[[use] for use in options] for options in uses])
+    if least <= limit:
+        return
+    behind = f", of which {fixed:.6g} are not of these weights" if fixed else ""
+    raise BudgetError(
+        f"The budget is {limit * scale + fixed:.6g} {unit}, and the smallest mix of this menu "
+        f"takes {least * scale + fixed:.6g}{behind}: give more, or allow smaller formats (--menu, "
+        "--policy)."
+    )
+
+
+def _smallest_under(
+    losses: list[list[float]], sizes: list[list[int]], allowed: float
+) -> Allocation:
+    """The fewest bytes whose losses stay under a sum; losses are counted in whole grains."""
+    grains = [[[math.ceil(loss / allowed * _GRAIN)] for loss in options] for options in losses]
+    least = smallest(grains)
+    if least > _GRAIN:
+        raise BudgetError(
+            f"The loss allowed is {allowed:.4g}, and the best mix of this menu is predicted to "
+            f"lose {least / _GRAIN * allowed:.4g}: allow more, or larger formats (--menu with "
+            "float)."
+        )
+    return allocate([[float(size) for size in options] for options in sizes], grains, [_GRAIN])
+
+
+def _solution(problem: Problem, formats: Mapping[str, str], bound: float) -> Solution:
+    chosen = [(menu, _option(menu, formats[menu.site])) for menu in problem.menus]
+    times = [option.latency_us for _, option in chosen]
+    latency = None
+    if problem.fixed_ms is not None:
+        latency = problem.fixed_ms + sum(time or 0.0 for time in times) / 1e3
+    return Solution(
+        formats=dict(formats),
+        nbytes=sum(problem.nbytes(menu, option) for menu, option in chosen),
+        counted_bytes=sum(problem.nbytes(m, option) for m, option in chosen if m.counted),
+        loss=sum(option.loss for _, option in chosen),
+        bound=bound,
+        latency_ms=latency,
+    )
+
+
+def _option(menu: SiteMenu, fmt: str) -> Option:
+    return next(option for option in menu.options if option.format == fmt)
+
+
+def uniform_mixes(problem: Problem) -> dict[str, Solution]:
+    """By name of the format: it for all counted sites that have a choice, the rest at its least."""
+    free = {menu.site: menu for menu in problem.menus if menu.counted and len(menu.options) > 1}
+    menus = list(free.values())
+    names = [n for n in menus[0].formats if all(n in m.formats for m in menus)] if menus else []
+    found = {}
+    for name in names:
+        formats = {
+            menu.site: name if menu.site in free else _least(menu).format for menu in problem.menus
+        }
+        found[name] = _solution(problem, formats, 0.0)
+    return found
+
+
+def _least(menu: SiteMenu) -> Option:
+    return min(menu.options, key=lambda option: option.nbytes)
+
+
+def account_of(
+    problem: Problem, request: Request, solution: Solution, reached: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of ``onnxq-budget.json``.
+
+    Args:
+        problem: what there was to choose from.
+        request: what was asked.
+        solution: what was chosen.
+        reached: what was measured of the written model; merged into ``reached``.
+    """
+    losses = [[option.loss for option in menu.options] for menu in problem.menus]
+    sizes = [[problem.nbytes(m, option) for option in m.options] for m in problem.menus]
+    weights = max(problem.counted_weights, 1)
+    return {
+        "version": 1,
+        "asked": request.to_dict(),
+        "reached": {
+            "bits": 8 * solution.counted_bytes / weights,
+            "bytes": solution.nbytes + problem.fixed_bytes,
+            "latency_ms": solution.latency_ms,
+            "predicted_loss": solution.loss,
+            "bound": solution.bound,
+            **reached,
+        },
+        "loss": problem.loss_name,
+        "measure": problem.measure,
+        "sites": [_row(problem, menu, solution.formats[menu.site]) for menu in problem.menus],
+        "uniform": [
+            {
+                "format": name,
+                "bytes": mix.nbytes + problem.fixed_bytes,
+                "bits": 8 * mix.counted_bytes / weights,
+                "latency_ms": mix.latency_ms,
+                "loss": mix.loss,
+            }
+            for name, mix in uniform_mixes(problem).items()
+        ],
+        "front": [
+            {"bytes": use + problem.fixed_bytes, "loss": loss} for use, loss in front(losses, sizes)
+        ],
+        "groups": [list(group) for group in problem.groups],
+    }
+
+
+def with_bytes(account: Mapping[str, Any], nbytes: int) -> dict[str, Any]:
+    """The account of a model whose files take so many bytes, as they were written.
+
+    Bytes of other mixes, which were predicted, are moved by what the prediction was off.
+    """
+    off = nbytes - account["reached"]["bytes"]
+    moved = {
+        key: [{**row, "bytes": row["bytes"] + off} for row in account[key]]
+        for key in ("uniform", "front")
+    }
+    return {**account, **moved, "reached": {**account["reached"], "bytes": nbytes}}
+
+
+def _row(problem: Problem, menu: SiteMenu, fmt: str) -> dict[str, Any]:
+    chosen = _option(menu, fmt)
+    return {
+        "site": menu.site,
+        "weights": menu.weights,
+        "counted": menu.counted,
+        "format": fmt,
+        "bytes": problem.nbytes(menu, chosen),
+        "loss": chosen.loss,
+        "options": [
+            {
+                "format": option.format,
+                "bytes": option.nbytes,
+                "latency_us": option.latency_us,
+                "loss": option.loss,
+            }
+            for option in menu.options
+        ],
+    }

@@ -1,0 +1,1 @@
+"""Policies: which sites may take which formats; see `onnxq.budget.policy`."""

@@ -1,0 +1,223 @@
+"""What an error at the output of a site costs at the end of the model, to second order.
+
+Let L be the loss of a model that gives y' where the float model gives y: the KL divergence of its
+scores, or the squared error of its outputs relative to their size (`onnxq.evaluate.output_loss`).
+At y' = y the loss and its gradient are 0, and its Hessian is that of the outputs alone
+(Gauss-Newton, for KL the Fisher information F). A cotangent c with E[c cᵀ] = F is drawn for every
+sample: for scores p − one-hot of a label drawn from p, for vectors a normal one. One backward pass
+brings it to every site at once, where it is a gradient g_t for each token t. For errors δ_t = E x_t
+of a weight that is off by E,
+
+    L ≈ ½ E_c (Σ_t g_t · δ_t)² ≈ ½ Σ_i f_i · e_i M e_iᵀ,    M = Σ_t w_t x_t x_tᵀ / N,
+
+with e_i the rows of E, f_i the mean of g_ti² over tokens, w_t that over rows i divided by the mean
+of both, and N the decisions of the loss. So M is a Hessian in which a token counts as much as the
+loss listens to it (Kim et al., GuidedQuant, arXiv:2505.07004; the factors of K-FAC, Martens and
+Grosse, arXiv:1503.05671). Products of different tokens are left out.
+
+The trace of the Hessian over the weights, which HAWQ-V2 (Dong et al., arXiv:1911.03852) estimates
+by Hutchinson's method with two backward passes, is here E_c ‖Σ_t g_t x_tᵀ‖²: the same estimator
+with the random vector on the side of the outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from onnxq.calibration.readings import Reading, reading_of
+from onnxq.errors import CalibrationError, UsageError
+from onnxq.evaluate.output_loss import OutputLoss
+from onnxq.graph.sites import Site
+from onnxq.learning.torch_graph import TorchGraph
+
+__all__ = ["OutputCurvature", "output_curvature"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputCurvature:
+    """What a weight error costs: ½ Σ_i rows_i · e_i matrix e_iᵀ.
+
+    Attributes:
+        rows: f, float64 ``[rows]``, in units of the loss.
+        matrix: M, float32 ``[groups, columns, columns]``; one group but for grouped convolutions.
+        trace: of the Hessian over all weights of the site; 0 unless asked for.
+    """
+
+    rows: Array
+    matrix: Array
+    trace: float
+
+
+class _Sums:
+    """The sums of one site over samples and draws."""
+
+    def __init__(self, site: Site, reading: Reading, with_trace: bool) -> None:
+        self.site, self.reading, self.with_trace = site, reading, with_trace
+        self.rows: Array | float = 0.0
+        self.matrix: Array | float = 0.0
+        self.trace = 0.0
+        self.tokens = 0
+
+    def add(self, x: Array, gradients: Sequence[Array]) -> None:
+        """Add a sample: the activation as the site reads it, its gradients for every draw."""
+        pieces = np.concatenate(list(self.reading.pieces(x)), axis=1)
+        groups, count, _ = pieces.shape
+        drawn = [_by_rows(gradient, self.site, count) for gradient in gradients]
+        squares = np.sum([np.square(g, dtype=np.float64) for g in drawn], axis=0)
+        self.rows = self.rows + squares.sum(axis=0)
+        self.tokens += count * len(drawn)
+        weights = np.sqrt(squares.reshape(count, groups, -1).mean(axis=2)).astype(np.float32)
+        weighted = pieces * weights.T[:, :, None]
+        self.matrix = self.matrix + np.stack([one.T @ one for one in weighted])
+        if self.with_trace:
+            for g in drawn:
+                split = g.reshape(count, groups, -1).transpose(1, 2, 0)
+                self.trace += float(np.square(split @ pieces, dtype=np.float64).sum())
+
+    def result(self, decisions: float) -> OutputCurvature:
+        """The means: f · w_t · x_t x_tᵀ over decisions, w_t of mean 1."""
+        rows = np.asarray(self.rows) / self.tokens
+        groups = len(np.asarray(self.matrix))
+        means = rows.reshape(groups, -1).mean(axis=1)
+        safe = np.where(means > 0, means, 1.0)
+        matrix = np.asarray(self.matrix) / safe[:, None, None] / decisions
+        return OutputCurvature(
+            rows=rows, matrix=matrix.astype(np.float32), trace=self.trace / decisions
+        )
+
+
+def _by_rows(gradient: Array, site: Site, count: int) -> Array:
+    """The gradient as ``[tokens or positions, output features]``."""
+    if site.kind in ("Conv", "ConvTranspose"):
+        return np.moveaxis(gradient, 1, -1).reshape(count, -1)
+    if site.weight_index == 0:
+        gradient = np.moveaxis(gradient, -2, -1)
+    return gradient.reshape(count, -1)
+
+
+def output_curvature(
+    model: ir.Model,
+    samples: Iterable[Mapping[str, Array]],
+    sites: Sequence[Site],
+    loss: OutputLoss,
+    *,
+    draws: int = 1,
+    with_trace: bool = False,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, OutputCurvature]:
+    """Measure the curvature of the loss at every site at once.
+
+    Args:
+        model: the float model, left as it is.
+        samples: inputs of the model by name; a few are enough.
+        sites: of the main graph of ``model``; those whose rows cannot be read, and those that no
+            gradient reaches, are left out of the result.
+        loss: which outputs are judged, and how.
+        draws: cotangents for each sample; a backward pass each.
+        with_trace: also estimate traces, which costs as much again.
+        seed: of the draws.
+        progress: called with ("sensitivity", samples done, 0).
+
+    Returns:
+        By name of the site.
+
+    Raises:
+        UnsupportedGraph: torch does not run an operator of the model.
+        CalibrationError: there are no samples.
+        UsageError: an output has no such name.
+    """
+    graph = TorchGraph(
+        model,
+        inputs=[value.name or "" for value in model.graph.inputs],
+        outputs=loss.outputs,
+        compute=torch.float32,
+    )
+    readings = ((site, reading_of(site)) for site in sites)
+    sums = {
+        site.name: _Sums(site, reading, with_trace)
+        for site, reading in readings
+        if not isinstance(reading, str) and site.output.name in graph.values
+    }
+    generator = torch.Generator().manual_seed(seed)
+    decisions = 0.0
+    for number, sample in enumerate(samples):
+        decisions += _add_sample(graph, sample, sums, loss, draws, generator)
+        if progress is not None:
+            progress("sensitivity", number + 1, 0)
+    if not decisions:
+        raise CalibrationError("There are no samples to measure sensitivity on: give at least one.")
+    return {name: one.result(decisions) for name, one in sums.items() if one.tokens}
+
+
+def _add_sample(
+    graph: TorchGraph,
+    sample: Mapping[str, Array],
+    sums: Mapping[str, _Sums],
+    loss: OutputLoss,
+    draws: int,
+    generator: torch.Generator,
+) -> float:
+    """One forward pass, ``draws`` backward; returns the decisions of them all."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def watch(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        def tap(value: torch.Tensor) -> torch.Tensor:
+            if name in outputs:
+                value = value if value.requires_grad else value.detach().requires_grad_()
+                value.retain_grad()
+            seen[name] = value
+            return value
+
+        return tap
+
+    outputs = {one.site.output.name or "" for one in sums.values()}
+    inputs = {one.site.input.name or "" for one in sums.values() if one.site.input is not None}
+    feeds = {name: torch.from_numpy(np.ascontiguousarray(sample[name])) for name in graph.inputs}
+    given = graph(feeds, taps={name: watch(name) for name in (outputs | inputs) & graph.values})
+    judged = [given[name] for name in loss.outputs]
+    if not any(value.requires_grad for value in judged):
+        raise UsageError(f"No site leads to the outputs {', '.join(loss.outputs)}.")
+    gradients: dict[str, list[Array]] = {name: [] for name in sums}
+    decisions = 0.0
+    for draw in range(draws):
+        cotangents = [_cotangent(value.detach(), loss, generator) for value in judged]
+        decisions += _decisions(judged, loss)
+        torch.autograd.backward(judged, cotangents, retain_graph=draw + 1 < draws)
+        for name, one in sums.items():
+            y = seen[one.site.output.name or ""]
+            if y.grad is not None:
+                gradients[name].append(y.grad.numpy())
+        for value in seen.values():
+            value.grad = None
+    for name, one in sums.items():
+        if gradients[name] and one.site.input is not None:
+            one.add(seen[one.site.input.name or ""].detach().numpy(), gradients[name])
+    return decisions
+
+
+def _cotangent(value: torch.Tensor, loss: OutputLoss, generator: torch.Generator) -> torch.Tensor:
+    """A random vector whose second moment is the Hessian of the loss at no error."""
+    if loss.kind == "vectors":
+        normal = torch.randn(value.shape, generator=generator)
+        size = max(float(value.norm()), 1e-15) * len(loss.outputs) ** 0.5
+        return normal * (2**0.5 / size)
+    rows = torch.softmax(value.reshape(-1, value.shape[-1]).float(), dim=-1)
+    labels = torch.multinomial(rows, 1, generator=generator)
+    rows.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=rows.dtype))
+    return rows.reshape(value.shape)
+
+
+def _decisions(judged: Sequence[torch.Tensor], loss: OutputLoss) -> float:
+    """What the loss is a mean over: rows of scores, or samples."""
+    if loss.kind == "vectors":
+        return 1.0
+    return float(sum(value.numel() // value.shape[-1] for value in judged))

@@ -1,0 +1,60 @@
+"""The curvature predicts what a weight error costs: exactly where the model is linear."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxq.evaluate.output_loss import LossMeter, OutputLoss, find_output_loss
+from onnxq.graph.sites import find_sites
+from onnxq.graph.stage import clone_model
+from onnxq.graph.weights import read_weight, replace_weight
+from onnxq.learning.output_curvature import output_curvature
+from onnxq.learning.single_site_loss import single_site_losses
+from tests.two_layers import two_layers
+
+RNG = np.random.default_rng(0)
+SAMPLES = [{"x": RNG.standard_normal((16, 64)).astype(np.float32)} for _ in range(8)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return two_layers(np.random.default_rng(1))
+
+
+@pytest.fixture(scope="module")
+def curvature(model):
+    loss = find_output_loss(model)
+    assert loss == OutputLoss(outputs=("y",), kind="vectors")
+    return output_curvature(model, SAMPLES, find_sites(model), loss, draws=8, with_trace=True)
+
+
+def test_noise_costs_what_the_curvature_says(model, curvature):
+    meter = LossMeter(model, SAMPLES, find_output_loss(model))
+    for site in find_sites(model):
+        noisy = clone_model(model)
+        (twin,) = [s for s in find_sites(noisy) if s.name == site.name]
+        weight = read_weight(twin.weight)
+        error = (0.02 * RNG.standard_normal(weight.shape)).astype(np.float32)
+        new = weight + error
+        replace_weight(
+            twin.weight, shape=new.shape, dtype=ir.DataType.FLOAT, compute=lambda new=new: new
+        )
+        measured = meter.excess(noisy)
+        found = curvature[site.name]
+        rows = error.T.astype(np.float64)
+        predicted = 0.5 * np.sum((rows @ found.matrix[0]) * rows, axis=1) @ found.rows
+        assert measured == pytest.approx(predicted, rel=0.1)
+        by_trace = 0.5 * found.trace * 0.02**2
+        assert measured == pytest.approx(by_trace, rel=0.15)
+
+
+def test_noise_in_one_site_measures_the_same(model, curvature):
+    def noisy(rows):
+        return rows + (0.02 * RNG.standard_normal(rows.shape)).astype(np.float32)
+
+    sites = find_sites(model)
+    found = single_site_losses(model, SAMPLES, sites, find_output_loss(model), noisy)
+    for site in sites:
+        by_trace = 0.5 * curvature[site.name].trace * 0.02**2
+        assert found[site.name].loss == pytest.approx(by_trace, rel=0.15)
+        assert found[site.name].error == pytest.approx(0.02**2, rel=0.2)
