@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import typer
 
+from onnxq.budget.policy import load_policy
 from onnxq.cli import app
 from onnxq.graph import save
 from onnxq.passes.recipe import load_recipe
@@ -81,7 +82,7 @@ def test_examples_on_real_models_are_at_least_well_formed(page, command):
     assert program == "onnxq"
     parsed = typer.main.get_command(app).commands[name].make_context(name, words)
     if name == "quantize":
-        load_recipe(parsed.params["recipe"], parsed.params["set_"] or ())
+        load_recipe(parsed.params["recipe"] or "budget", parsed.params["set_"] or ())
 
 
 @pytest.mark.parametrize(("page", "text"), examples("python"))
@@ -91,9 +92,12 @@ def test_python_examples(page, text, folder):
 
 
 @pytest.mark.parametrize(("page", "text"), examples("toml"))
-def test_recipe_examples(page, text, tmp_path):
+def test_recipe_and_policy_examples(page, text, tmp_path):
     (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
-    assert load_recipe(tmp_path / "mine.toml").steps
+    if "[[sites]]" in text:
+        assert load_policy(tmp_path / "mine.toml").sites
+    else:
+        assert load_recipe(tmp_path / "mine.toml").steps
 
 
 def test_every_block_is_in_a_language_that_is_tried():
