@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import onnx_ir as ir
 from onnxq.budget.plan import ACCOUNT, with_bytes
 from onnxq.budget.request import Request, chosen_policy, default_recipe
 from onnxq.budget.run import quantize_to_budget
-from onnxq.errors import CalibrationError
+from onnxq.debugging import Debugged, debug
 from onnxq.evaluate import Comparison, bench_models, compare_models
 from onnxq.export.artifact import Artifact, file_hash, refuse_foreign, write_artifact
 from onnxq.export.target import BuiltTarget, DeploymentTarget, Verdicts
@@ -25,15 +24,24 @@ from onnxq.graph.reading import find_model_file
 from onnxq.passes.base import PassReport, Progress, SiteReport, no_progress
 from onnxq.passes.recipe import Recipe, load_recipe
 from onnxq.passes.runner import Check, RecipeResult, run_recipe, without_extras
+from onnxq.provenance import recorded, split_samples
 from onnxq.quality import evaluate
 from onnxq.runtime import random_samples
 from onnxq.runtime.work_folder import WorkFolder
 from onnxq.runtime.workers import Workers
 
-__all__ = ["Quantized", "bench", "build", "check", "compare", "evaluate", "load", "quantize"]
-
-_HELD_BACK = 4
-"""Samples kept away from calibration to compare the written artifact on."""
+__all__ = [
+    "Debugged",
+    "Quantized",
+    "bench",
+    "build",
+    "check",
+    "compare",
+    "debug",
+    "evaluate",
+    "load",
+    "quantize",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,10 +186,12 @@ def quantize(
     if out is not None:
         refuse_foreign(Path(out), overwrite)
     original = load(model)
+    source = _source_of(model)
     if data is not None:
         from onnxq.calibration import tokenizer_beside
 
         tokenizer = tokenizer or tokenizer_beside(model)
+        source |= recorded(data, tokenizer, window, limit)
         data = _open(original, data, tokenizer, window, limit, chosen.extra_arrays)
     samples, held_back = _split(original, data, check)
     held_back = list(without_extras(held_back, chosen) or ())
@@ -206,7 +216,7 @@ def quantize(
         quantized = Quantized(
             result=result,
             original=original,
-            source=_source_of(model),
+            source=source,
             held_back=held_back,
             budget=account,
         )
@@ -327,36 +337,20 @@ def _open(
     return open_data(data, model, tokenizer=tokenizer, length=window, limit=limit, extras=extras)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """Samples [start, stop) of data that are read again at every pass over them."""
-
-    samples: Iterable[Mapping[str, np.ndarray]]
-    start: int
-    stop: int
-
-    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        return itertools.islice(iter(self.samples), self.start, self.stop)
-
-
 def _split(
     model: ir.Model, samples: Iterable[Mapping[str, np.ndarray]] | None, check: Check
 ) -> tuple[Iterable[Mapping[str, np.ndarray]] | None, list[Mapping[str, np.ndarray]]]:
     """Calibration samples, and held-back ones from the end that calibration does not see."""
     if samples is None:
         return None, list(random_samples(model, 2, seed=1)) if check == "auto" else []
-    count = sum(1 for _ in samples)
-    if count == 0:
-        raise CalibrationError("The calibration data hold no samples: give at least one.")
-    keep = min(_HELD_BACK, count // 2)
-    return _Part(samples, 0, count - keep), list(_Part(samples, count - max(keep, 1), count))
+    return split_samples(samples)
 
 
 def _source_of(model: Any) -> dict[str, Any]:
     if not isinstance(model, (str, Path)):
         return {"type": type(model).__name__}
     file = find_model_file(Path(model))
-    return {"path": str(model), "sha256": {file.name: file_hash(file)}}
+    return {"path": str(Path(model).absolute()), "sha256": {file.name: file_hash(file)}}
 
 
 def _folder_of(model: Any) -> Path | None:

@@ -9,18 +9,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxq.errors import CalibrationError, UsageError
-from onnxq.evaluate.classification import AgreementJudge
-from onnxq.evaluate.detection import DetectionJudge
-from onnxq.evaluate.pair import Judge, judge_pair
-from onnxq.evaluate.reading import ReadingJudge
-from onnxq.evaluate.similarity import SimilarityJudge
+from onnxq.evaluate.losses import JUDGES
+from onnxq.evaluate.pair import judge_pair
 from onnxq.evaluate.text import text_perplexity
 from onnxq.graph import load
 from onnxq.graph.reading import find_model_file
@@ -36,12 +33,6 @@ METRICS: Mapping[str, str] = {
     "detection": "detectors: overlap of boxes or masks with those of the reference",
     "reading": "OCR and other CTC recognizers: share of lines read as the reference reads them",
     "wer": "Whisper: word error rate (--data a folder of sound files, a .txt beside each)",
-}
-_PAIRED: Mapping[str, Callable[..., Judge]] = {
-    "similarity": SimilarityJudge,
-    "agreement": AgreementJudge,
-    "detection": DetectionJudge,
-    "reading": ReadingJudge,
 }
 
 
@@ -118,7 +109,7 @@ def evaluate(
     if chosen not in METRICS:
         raise UsageError(f"There is no metric {chosen!r}: choose one of {', '.join(METRICS)}.")
     _require(chosen, model=model, data=data)
-    if chosen in _PAIRED:
+    if chosen in JUDGES:
         samples = _inputs(model, data, tokenizer, limit)
         return _by_pair(chosen, model, reference, samples, options, progress)
     _refuse_given(f"it is no option of {chosen}", **options)
@@ -172,7 +163,7 @@ def _by_pair(
     elif reference is None:
         _require(metric, reference=None)
     try:
-        judge = _PAIRED[metric](**options)
+        judge = JUDGES[metric](**options)
     except TypeError as error:
         raise UsageError(f"The metric {metric} has no such option: {error}.") from None
     with contextlib.ExitStack() as stack:

@@ -277,6 +277,63 @@ def demo(console: Console, rows: Sequence[Row]) -> None:
         console.print(f"[bold]{row['model']}[/]: {row['text']}", highlight=False)
 
 
+def debugged(console: Console, value: Mapping[str, Any]) -> None:
+    """Print where two models part, what each site costs, and the rows that leave some in float."""
+    console.print(f"loss: {value['loss']}", markup=False)
+    values(
+        console,
+        {
+            "quantized model": value["quantized_loss"],
+            f"its {value['places']} places in the float twin": value["replaced_loss"],
+            "float twin": value["twin_loss"],
+        },
+    )
+    parting = value["parting"]
+    if parting is None:
+        console.print("the loss never exceeds the threshold")
+    else:
+        console.print(
+            f"they part at {parting['place']}, place {parting['number'] + 1} of {value['places']}: "
+            f"the loss goes from {parting['before']:.4g} to {parting['after']:.4g}, over "
+            f"{parting['threshold']:.4g}",
+            markup=False,
+        )
+    effects = list(value["effects"].items())[:10]
+    if effects:
+        rows = [{"site": name, "loss goes down by": effect} for name, effect in effects]
+        table(console, rows, title="restored alone, the ten that help most")
+    _restored(console, value)
+    for name, reason in list(value["fixed"].items())[:8]:
+        console.print(f"not replaced: {name}: {reason}", markup=False)
+    for note in value["notes"]:
+        console.print(f"note: {note}", markup=False)
+
+
+def _restored(console: Console, value: Mapping[str, Any]) -> None:
+    found = value["restored"]
+    if found is None:
+        return
+    if not found["places"]:
+        console.print(f"nothing to restore: the loss is {found['loss']:.4g} already")
+        return
+    how = (
+        "no smaller set is enough"
+        if found["is_smallest"]
+        else "none of them can be left out; not every smaller set was tried"
+    )
+    console.print(
+        f"restore {len(found['places'])} for a loss of {found['loss']:.4g} ({how}): "
+        f"{', '.join(found['places'])}",
+        markup=False,
+    )
+    if value["rows"]:
+        console.print("in the recipe:", markup=False)
+    for row in value["rows"]:
+        console.print(row, markup=False, highlight=False, soft_wrap=True)
+    if value["recipe"]:
+        console.print(f"written to {value['recipe']}", markup=False)
+
+
 def targets(console: Console, rows: Sequence[Row]) -> None:
     """Print the deployment targets."""
     table(console, rows)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,22 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     rows = [dict(row) for row in rows]
     for override in overrides:
         _override(name, rows, override)
+    return Recipe(
+        name=name,
+        summary=table.get("summary", ""),
+        sources=tuple(table.get("sources", ())),
+        steps=tuple(_build(name, row) for row in rows),
+    )
+
+
+def recipe_from(table: Mapping[str, Any]) -> Recipe:
+    """The recipe that `Recipe.to_dict` gave the plain values of, as ``onnxq.json`` keeps it.
+
+    Raises:
+        RecipeError: a pass or an option of it is not there in this version of onnxq.
+    """
+    name = str(table.get("name", "recipe"))
+    rows = [{k: v for k, v in row.items() if v is not None} for row in table["pass"]]
     return Recipe(
         name=name,
         summary=table.get("summary", ""),
