@@ -1,0 +1,123 @@
+"""``python -m tests.bench scale``: a decoder larger than memory, generated and quantized.
+
+Generates a float16 decoder of the shape of Llama-2-7B (13.5 GB; `onnxq.models.generated`), then
+quantizes it by recipes, each in a fresh process, and prints peak resident memory, seconds and bytes
+written: ``int4`` to nearest; rotated, then 4 bits to nearest; and GPTQ of the first blocks, on
+random tokens. Nothing is run in ONNX Runtime as a whole: that would take the memory of the model.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from onnxq.models.generated import GeneratedLlama
+from onnxq.models.smollm2 import gguf_path
+from onnxq.runtime.machine import machine
+
+RUN = """
+import json, pathlib, sys, time
+from onnxq import quantize
+start = time.perf_counter()
+given = json.loads(sys.argv[1])
+out = pathlib.Path(given["out"])
+data = given.pop("data", None)
+if data is not None:
+    import numpy
+    stored = numpy.load(data)
+    count = len(stored["input_ids"])
+    data = [{name: stored[name][i : i + 1] for name in stored.files} for i in range(count)]
+done = quantize(given["model"], given["recipe"], out=out, set=given["set"], data=data, check="off")
+seconds = time.perf_counter() - start
+status = pathlib.Path("/proc/self/status").read_text()
+peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+print(json.dumps({"seconds": seconds, "peak": peak, "bytes": done.artifact.nbytes,
+                  "sites": len(done.quantized_sites)}))
+"""
+
+
+def steps(layers: int, blocks: int, data: Path) -> dict[str, dict]:
+    """Recipe and overrides of each step."""
+    nearest = ["quantize_weights.solver=nearest"]
+    per_layer = 7
+    rest = [f"node_MatMul_{i}" for i in range(blocks * per_layer, layers * per_layer + 1)]
+    some = [f"quantize_weights.exclude={json.dumps(rest)}"]
+    return {
+        "int4": {"recipe": "int4", "set": []},
+        "rotated, 4 bits": {"recipe": "quarot_w4a8", "set": nearest},
+        f"GPTQ of {blocks} blocks": {"recipe": "int4_gptq", "set": some, "data": str(data)},
+    }
+
+
+def run(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench scale", description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="holds the model: 13.5 GB")
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--hidden", type=int, default=11008)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--blocks", type=int, default=3, help="rounded by GPTQ")
+    parser.add_argument("--steps", nargs="*", help="some of the steps, by their first letters")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    shape = GeneratedLlama(
+        layers=options.layers,
+        width=options.width,
+        hidden=options.hidden,
+        heads=options.width // 128,
+        kv_heads=options.width // 128,
+        vocabulary=options.vocabulary,
+    )
+    model = generated(shape, options.folder)
+    data = options.folder / "tokens.npz"
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, options.vocabulary, (8, 128))
+    np.savez(data, input_ids=ids, position_ids=np.tile(np.arange(128), (8, 1)))
+    rows = []
+    for name, how in steps(options.layers, options.blocks, data).items():
+        if options.steps and not name.startswith(tuple(options.steps)):
+            continue
+        rows.append({"step": name, **one(model, how, options.folder)})
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    size = sum(file.stat().st_size for file in model.parent.iterdir())
+    print(f"{shape.parameters / 1e9:.2f} billion weights, {size / 1e9:.1f} GB; {machine()}")
+    print("| step | sites | peak GB | seconds | written GB |\n|---|---:|---:|---:|---:|")
+    for row in rows:
+        sizes = f"{row['peak'] / 1e9:.2f} | {row['seconds']:.0f} | {row['bytes'] / 1e9:.2f}"
+        print(f"| {row['step']} | {row['sites']} | {sizes} |")
+    if options.json:
+        options.json.write_text(json.dumps({"machine": str(machine()), "rows": rows}, indent=1))
+
+
+def generated(shape: GeneratedLlama, folder: Path) -> Path:
+    """The model, generated unless this very one is there."""
+    place = folder / "float"
+    mark = place / "shape.txt"
+    if not (mark.is_file() and mark.read_text() == repr(shape)):
+        start = time.perf_counter()
+        shape.write(place, gguf_path(), progress=lambda what, done, total: None)
+        mark.write_text(repr(shape))
+        print(f"generated in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return place / "model.onnx"
+
+
+def one(model: Path, how: dict, folder: Path) -> dict:
+    """Quantize in a fresh process; what is written goes again."""
+    with tempfile.TemporaryDirectory(prefix="out-", dir=folder) as scratch:
+        given = {**how, "model": str(model), "out": f"{scratch}/artifact"}
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", RUN, json.dumps(given)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "TMPDIR": scratch},
+        )
+    if done.returncode != 0:
+        sys.exit(f"{how['recipe']} failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
