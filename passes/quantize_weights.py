@@ -59,7 +59,8 @@ class QuantizeWeights(Pass):
         format: the format of the weights, e.g. ``int8_channel``, ``int4_g128``, ``int2_g64_asym``.
         write: how they are written; ``auto`` takes MatMulNBits where it can hold the format and
             DequantizeLinear elsewhere; ``operator`` takes operators of onnxq (docs/custom_ops.md),
-            as formats that are no integers always do. ``dequantize`` fills up no row to whole
+            as formats that are no integers always do, and DequantizeLinear for the integers of
+            convolutions, which have none. ``dequantize`` fills up no row to whole
             groups, and a head tied to an embedding still shares the codes of the embedding.
         embedding_format: the format of embedding tables; ``float`` leaves them alone.
         overrides: format by site name pattern (first match wins); ``float`` leaves a site alone.

@@ -17,6 +17,7 @@ Form = Literal["operator", "matmul_nbits", "dequantize", "gather"]
 LINEAR = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 """Operators that are a linear layer of one weight."""
 
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
 _NBITS = (2, 4, 8)
 _DEQUANTIZE_OPSET = {2: 25, 4: 21, 8: 13}
 
@@ -35,11 +36,11 @@ def site_refusal(site: Site, fmt: Format | None, write: str) -> str | None:
         return gather_refusal(site, fmt)
     if site.kind not in LINEAR:
         return f"{site.kind} takes float weights only, and is no MatMul, Gemm or convolution"
-    if not isinstance(fmt, IntFormat) or write == "operator":
+    if _is_operator(site, fmt, write):
         return operator_refusal(site, fmt)
     if write == "matmul_nbits":
         return matmul_nbits_refusal(site, fmt)
-    if site.kind in ("Conv", "ConvTranspose") and isinstance(fmt.granularity, PerGroup):
+    if site.kind in _CONVOLUTIONS and isinstance(fmt.granularity, PerGroup):
         return f"{fmt} groups inputs, and a {site.kind} takes one scale per channel or tensor"
     if isinstance(fmt.granularity, PerBlock):
         return f"{fmt} shares a scale among rows, and DequantizeLinear has one for each"
@@ -57,7 +58,7 @@ def written_form(site: Site, fmt: Format, write: str, *, is_tied: bool = False) 
     """
     if site.kind == "Gather":
         return "gather"
-    if not isinstance(fmt, IntFormat) or write == "operator":
+    if _is_operator(site, fmt, write):
         return "operator"
     if (write != "dequantize" or is_tied) and matmul_nbits_refusal(site, fmt) is None:
         return "matmul_nbits"
@@ -66,7 +67,7 @@ def written_form(site: Site, fmt: Format, write: str, *, is_tied: bool = False) 
 
 def minimum_opset(site: Site, fmt: Format, write: str) -> int:
     """The opset that ``fmt`` needs as it will be written; 1 when it needs none in particular."""
-    if not isinstance(fmt, IntFormat) or write == "operator":
+    if not isinstance(fmt, IntFormat) or _is_operator(site, fmt, write):
         spec = spec_of(fmt, (site.shape[site.out_axis], site.shape[site.in_axis]))
         return 1 if isinstance(spec, str) or operator_refusal(site, fmt) else spec.lowest_opset
     blocked = isinstance(fmt.granularity, PerGroup)
@@ -74,6 +75,13 @@ def minimum_opset(site: Site, fmt: Format, write: str) -> int:
     if write == "matmul_nbits" or (write == "auto" and refusal is None):
         return 1
     return max(_DEQUANTIZE_OPSET[storage_bits(fmt)], 21 if blocked else 13)
+
+
+def _is_operator(site: Site, fmt: Format, write: str) -> bool:
+    """Whether only an operator of onnxq will do; integers of a convolution have no operator."""
+    if not isinstance(fmt, IntFormat):
+        return True
+    return write == "operator" and site.kind not in _CONVOLUTIONS
 
 
 def operator_refusal(site: Site, fmt: Format) -> str | None:

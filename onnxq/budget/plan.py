@@ -245,17 +245,32 @@ def _option(menu: SiteMenu, fmt: str) -> Option:
 
 
 def uniform_mixes(problem: Problem) -> dict[str, Solution]:
-    """By name of the format: it for all counted sites that have a choice, the rest at its least."""
-    free = {menu.site: menu for menu in problem.menus if menu.counted and len(menu.options) > 1}
-    menus = list(free.values())
-    names = [n for n in menus[0].formats if all(n in m.formats for m in menus)] if menus else []
+    """By name of the format: it for all counted sites that have a choice, the rest at its least.
+
+    Formats count that can store half of these weights; a site that cannot take one, such as a
+    convolution, takes what is nearest to it in bits.
+    """
+    free = [menu for menu in problem.menus if menu.counted and len(menu.options) > 1]
+    weights = sum(menu.weights for menu in free)
     found = {}
-    for name in names:
-        formats = {
-            menu.site: name if menu.site in free else _least(menu).format for menu in problem.menus
-        }
-        found[name] = _solution(problem, formats, 0.0)
+    for name in dict.fromkeys(name for menu in free for name in menu.formats):
+        able = [menu for menu in free if name in menu.formats]
+        stored = sum(menu.weights for menu in able)
+        if 2 * stored < weights:
+            continue
+        bits = 8 * sum(_option(menu, name).nbytes for menu in able) / stored
+        mix = {menu.site: _nearest(menu, name, bits) for menu in free}
+        rest = {m.site: _least(m).format for m in problem.menus if m.site not in mix}
+        found[name] = _solution(problem, {**rest, **mix}, 0.0)
     return found
+
+
+def _nearest(menu: SiteMenu, name: str, bits: float) -> str:
+    """The format of this name, or the one nearest in bits."""
+    if name in menu.formats:
+        return name
+    apart = {o.format: abs(8 * o.nbytes / menu.weights - bits) for o in menu.options}
+    return min(apart, key=apart.__getitem__)
 
 
 def _least(menu: SiteMenu) -> Option:

@@ -31,7 +31,7 @@ import onnx_ir as ir
 import pydantic
 
 from onnxq.errors import RecipeError, nearest_word
-from onnxq.formats import parse_format
+from onnxq.formats import IntFormat, PerChannel, PerTensor, parse_format
 from onnxq.graph.language_head import language_heads
 from onnxq.graph.sites import Site
 from onnxq.graph.topology import Topology
@@ -41,6 +41,7 @@ __all__ = ["Policy", "PolicyRow", "load_policy", "matched", "policy_names", "tog
 
 _ROLES = ("@head", "@first", "@last")
 _TOGETHER = ("qkv", "gate_up")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 class PolicyRow(pydantic.BaseModel):
@@ -77,12 +78,23 @@ class Policy(pydantic.BaseModel):
     def with_menu(self, formats: Sequence[str]) -> Policy:
         """The policy with other formats for the sites that no special row matches.
 
+        Convolutions take the menu too when something in it can store one: an integer with a scale
+        for each channel or one for all, or ``float``.
+
         Raises:
             FormatError: a name is no format.
         """
         row = PolicyRow(match=("*",), formats=tuple(_checked(name) for name in formats))
-        rows = tuple(row for row in self.sites if row.match != ("*",))
+        replaced = [("*",), _CONVOLUTIONS] if any(map(_stores_convolutions, formats)) else [("*",)]
+        rows = tuple(row for row in self.sites if row.match not in replaced)
         return self.model_copy(update={"sites": (*rows, row)})
+
+
+def _stores_convolutions(name: str) -> bool:
+    fmt = None if name == "float" else parse_format(name)
+    return fmt is None or (
+        isinstance(fmt, IntFormat) and isinstance(fmt.granularity, PerChannel | PerTensor)
+    )
 
 
 def policy_names() -> list[str]:

@@ -1,0 +1,33 @@
+"""Uniform mixes beside a mix of formats."""
+
+import pytest
+
+from onnxq.budget.menu import Option, SiteMenu
+from onnxq.budget.plan import Problem, uniform_mixes
+
+
+def menu(site, weights, **nbytes):
+    options = tuple(
+        Option(format=name, nbytes=size, loss=1 / size) for name, size in nbytes.items()
+    )
+    return SiteMenu(site=site, weights=weights, options=options)
+
+
+def test_a_site_that_cannot_take_the_format_takes_what_is_nearest_in_bits():
+    linear = menu("linear", 800, int3=300, int4=400, int8=800)
+    convolution = menu("convolution", 80, int4_channel=42, int8_channel=82)
+    mixes = uniform_mixes(Problem(menus=(linear, convolution)))
+    assert list(mixes) == ["int3", "int4", "int8"]
+    assert {name: mix.formats["convolution"] for name, mix in mixes.items()} == {
+        "int3": "int4_channel",
+        "int4": "int4_channel",
+        "int8": "int8_channel",
+    }
+    assert mixes["int8"].nbytes == 882
+    assert mixes["int8"].loss == pytest.approx(1 / 800 + 1 / 82)
+
+
+def test_what_does_not_count_stays_at_its_least():
+    head = menu("head", 100, int8=100)
+    mixes = uniform_mixes(Problem(menus=(menu("linear", 800, int4=400, int8=800), head)))
+    assert mixes["int4"].formats == {"linear": "int4", "head": "int8"}
