@@ -10,7 +10,7 @@ with M the identity, the Hessian H = E[x xᵀ] of what the site reads, or a matr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -38,26 +38,26 @@ class SiteCost:
     matrix: Array | None = None
     relative: bool = False
 
-    def loss(
-        self, weight: Array, error: Array, at: Array, hessians: Sequence[Array] | None
-    ) -> float:
-        """The loss of an error that is known for some of the rows.
+    def of_rows(
+        self, weight: Array, at: Array, hessians: Sequence[Array] | None
+    ) -> Callable[[Array], float]:
+        """The loss of errors that are known for some of the rows, as a function of these.
 
         The rest is taken to err as these do, in proportion to what rows cost: Σ over all rows of
         the form of W, over that of the rows known.
 
         Args:
             weight: W, ``[rows, columns]``.
-            error: E of the rows ``at``.
-            at: indices of these rows, ascending; all of them for a site of several groups.
+            at: indices of the rows known, ascending; all of them for a site of several groups.
             hessians: H of each group, for ``hessian``.
+
+        Returns:
+            A function of E of the rows ``at``.
         """
         whole = self._form(weight, np.arange(len(weight)), hessians)
         known = whole if len(at) == len(weight) else self._form(weight[at], at, hessians)
-        if known <= 0:
-            return 0.0
-        share = self._form(error, at, hessians) / known
-        return float(self.factor * share * (1.0 if self.relative else whole))
+        scale = self.factor * (1.0 if self.relative else whole) / known if known > 0 else 0.0
+        return lambda error: float(scale * self._form(error, at, hessians))
 
     def _form(self, rows: Array, at: Array, hessians: Sequence[Array] | None) -> float:
         matrices = self._matrices(hessians)

@@ -143,11 +143,8 @@ def measure_losses(
         if progress is not None:
             progress("menu of formats", len(losses), len(sites))
         rows = to_rows(site, weight_tensor(weight_of(site)).numpy())
-        formats = [name for name in menus[site.name].formats if name != FLOAT]
-        losses[site.name] = {FLOAT: 0.0} | {
-            name: rounding.loss(rows, parse_format(name), statistics, costs[site.name], name)
-            for name in formats
-        }
+        known = rounding.losses(rows, statistics, costs[site.name], menus[site.name].formats)
+        losses[site.name] = {FLOAT: 0.0, **known}
 
     needs_data = rounding.needs_data or any(c.form == "hessian" for c in costs.values())
     blind = (
@@ -182,28 +179,30 @@ class _Rounding:
     def needs_data(self) -> bool:
         return bool(find_solver(self._name).needs)
 
-    def loss(
+    def losses(
         self,
         rows: Array,
-        fmt: Format,
         statistics: tuple[Statistics, ...] | None,
         cost: SiteCost,
-        name: str,
-    ) -> float:
-        groups = 1 if statistics is None else len(statistics)
-        at = np.arange(len(rows)) if groups > 1 else _some_rows(len(rows))
-        error = np.concatenate(
-            [
-                part - self._decoded(part, fmt, None if statistics is None else statistics[group])
-                for group, part in enumerate(np.split(rows[at], groups))
-            ]
-        )
-        hessians = None if statistics is None else [known.hessian for known in statistics]
+        formats: Sequence[str],
+    ) -> dict[str, float]:
+        """By format; those that are ``float`` are left out."""
+        known: Sequence[Statistics | None] = statistics or (None,)
+        at = np.arange(len(rows)) if len(known) > 1 else _some_rows(len(rows))
+        hessians = None if statistics is None else [one.hessian for one in statistics]
         if hessians is None and cost.form == "hessian":
             cost = dataclasses.replace(cost, form="identity")
-        found = cost.loss(rows, error, at, hessians)
-        if not np.isfinite(found):
-            raise FormatError(f"the loss of {name} is not finite: look for NaN in the weight")
+        loss_of = cost.of_rows(rows, at, hessians)
+        parts = np.split(rows[at], len(known))
+        found = {}
+        for name in formats:
+            if name == FLOAT:
+                continue
+            fmt = parse_format(name)
+            errors = [p - self._decoded(p, fmt, one) for p, one in zip(parts, known, strict=True)]
+            found[name] = loss_of(np.concatenate(errors))
+            if not np.isfinite(found[name]):
+                raise FormatError(f"the loss of {name} is not finite: look for NaN in the weight")
         return found
 
     def _decoded(self, part: Array, fmt: Format, known: Statistics | None) -> Array:

@@ -1,0 +1,245 @@
+"""``python -m onnxq.models.budget_results docs/budget.md --work DIR``: budgets on SmolLM2.
+
+Three tables, every cell a JSON file, so that an interrupted run goes on where it stopped:
+
+- random mixes: 20 mixes, each with a distribution over formats of its own, the perplexity that the
+  sum of the losses predicts against the measured one;
+- budgets: the best mix at a few numbers of bits, against formats used alike everywhere;
+- what `onnxq quantize --bits` writes for the same budgets, measured as it is run.
+
+The first two store every layer by GPTQ on statistics of the float model and run the decoded weights
+in float, so that a layer is solved once for all mixes. ``--protocol`` takes the tokens of
+calibration and evaluation from a file, such as the one that the figures of peers were measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxq.budget.menu import Option, SiteMenu
+from onnxq.budget.plan import Problem, solve, uniform_mixes
+from onnxq.budget.policy import load_policy
+from onnxq.budget.problem import planned
+from onnxq.budget.request import Request
+from onnxq.budget.run import with_mix
+from onnxq.evaluate.perplexity import perplexity
+from onnxq.graph import load, save
+from onnxq.models.budget_library import Library
+from onnxq.models.budget_page import page_of
+from onnxq.models.point_results import ROTATED
+from onnxq.models.result_cells import Feeds, keep, kept
+from onnxq.models.smollm2 import SmolLm2, _feeds, encode
+from onnxq.models.transform_grid import PREPARE, recipe_of
+from onnxq.models.wikipedia import calibration_tokens, evaluation_tokens
+from onnxq.passes.base import no_progress
+from onnxq.passes.quantize_weights import QuantizeWeights
+from onnxq.passes.recipe import Recipe
+from onnxq.passes.runner import run_recipe
+from onnxq.passes.site_patterns import HEAD
+from onnxq.runtime import open_session
+
+__all__ = ["BUDGETS", "BudgetResults", "main", "random_mix"]
+
+BUDGETS = (4.25, 3.25, 2.5)
+"""Bits per weight of the mixes."""
+RANDOM = 20
+RANDOM_FORMATS = (
+    "trellis2_hyb_l12",
+    "trellis2.5_hyb_l12",
+    "trellis3_hyb_l12",
+    "trellis4_hyb_l13",
+    "int5_channel",
+    "int6_channel",
+)
+_RANDOM_WINDOWS = 8
+_CALIBRATION = 32
+
+
+def row() -> QuantizeWeights:
+    """The row that the budget is spent on: that of the recipe ``budget``."""
+    return QuantizeWeights(
+        format="trellis2_hyb_l12",
+        write="operator",
+        overrides={HEAD: "int8_g64"},
+        data_free=(HEAD,),
+        solver="gptq",
+    )
+
+
+def random_mix(problem: Problem, number: int) -> dict[str, str]:
+    """A distribution over formats drawn flat, then a format for every site from it."""
+    rng = np.random.default_rng(number)
+    shares = rng.dirichlet(np.ones(len(RANDOM_FORMATS)))
+    return {m.site: str(rng.choice(RANDOM_FORMATS, p=shares)) for m in problem.menus}
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetResults:
+    """The measurements, in a folder.
+
+    Attributes:
+        work: the folder.
+        calibration: token ids ``[windows, tokens]``.
+        evaluation: token ids ``[windows, tokens]``.
+        protocol: where they come from, for the page.
+    """
+
+    work: Path
+    calibration: np.ndarray
+    evaluation: np.ndarray
+    protocol: str
+
+    @property
+    def rotated(self) -> Path:
+        """The float model, rotated; built at first use."""
+        path = self.work / "rotated" / "model.onnx"
+        if not path.exists():
+            task = SmolLm2()
+            built = task.built(self.work)
+            feeds = _feeds(built, self.calibration[:4])
+            recipe = recipe_of("rotated", (*PREPARE, *ROTATED))
+            done = run_recipe(load(built["model"]), recipe, samples=feeds["model"], check="off")
+            save(done.model, path)
+        return path
+
+    @property
+    def feeds(self) -> Feeds:
+        """Inputs to calibrate on."""
+        return _feeds({"model": self.rotated}, self.calibration[:_CALIBRATION])
+
+    def problem(self) -> Problem:
+        """Menus with losses, by the measure ``fisher``."""
+        path = self.work / "problem.json"
+        found = kept(path)
+        if found is None:
+            plan = planned(
+                load(self.rotated),
+                row(),
+                Request(bits=3.0),
+                load_policy("default"),
+                samples=self.feeds["model"],
+                measure="fisher",
+                progress=no_progress,
+            )
+            found = dataclasses.asdict(plan.problem)
+            keep(path, {**found, "shared": sorted(found["shared"])})
+            found = kept(path) or {}
+        menus = tuple(
+            SiteMenu(**{**menu, "options": tuple(Option(**o) for o in menu["options"])})
+            for menu in found["menus"]
+        )
+        groups = tuple(tuple(group) for group in found["groups"])
+        names = ("fixed_bytes", "sure_bytes", "loss_name", "measure")
+        rest = {name: found[name] for name in names}
+        return Problem(menus=menus, groups=groups, shared=frozenset(found["shared"]), **rest)
+
+    def mixes(self, problem: Problem) -> dict[str, dict[str, str]]:
+        """Every mix of the first two tables by name."""
+        found = {f"random{i}": random_mix(problem, i) for i in range(RANDOM)}
+        for name in RANDOM_FORMATS[:4]:
+            found[f"uniform-{name}"] = dict(uniform_mixes(problem)[name].formats)
+        for bits in BUDGETS:
+            found[f"mix-{bits:g}"] = dict(solve(problem, Request(bits=bits)).formats)
+        return found
+
+    def assembled(self, library: Library, name: str, mix: Mapping[str, str]) -> dict[str, Any]:
+        """The perplexity of decoded weights in float."""
+        windows = _RANDOM_WINDOWS if name.startswith("random") else len(self.evaluation)
+        path = self.work / "cells" / f"{name}.json"
+        found = kept(path)
+        if found is None or found["mix"] != dict(mix):
+            with open_session(library.model(mix)) as session:
+                measured = perplexity(session, self.evaluation[:windows])
+            keep(path, {"loss": measured.loss, "perplexity": measured.perplexity, "mix": mix})
+            found = kept(path) or {}
+        return found
+
+    def written(self, name: str, mix: Mapping[str, str]) -> dict[str, Any]:
+        """The perplexity of what the recipe writes for a mix, by its operators."""
+        path = self.work / "cells" / f"written-{name}.json"
+        found = kept(path)
+        if found is None or found["mix"] != dict(mix):
+            recipe = Recipe(name="mix", steps=(with_mix(row(), mix),))
+            samples = self.feeds["model"]
+            done = run_recipe(load(self.rotated), recipe, samples=samples, check="off")
+            with open_session(done.model) as session:
+                measured = perplexity(session, self.evaluation)
+            sites = [s for s in done.steps[-1].report.changed if s.site in mix]
+            nbytes = sum(s.nbytes or 0 for s in sites)
+            keep(path, {"perplexity": measured.perplexity, "nbytes": nbytes, "mix": mix})
+            found = kept(path) or {}
+        return found
+
+    def float_loss(self, windows: int) -> float:
+        """The loss of the float model on the first windows of the evaluation."""
+        path = self.work / "cells" / f"float-{windows}.json"
+        found = kept(path)
+        if found is None:
+            with open_session(self.rotated) as session:
+                loss = perplexity(session, self.evaluation[:windows]).loss
+            keep(path, {"loss": loss})
+            found = {"loss": loss}
+        return float(found["loss"])
+
+    def measure(self, only: str | None = None) -> dict[str, Any]:
+        """All cells that are asked for; see the module docstring.
+
+        Args:
+            only: ``random``, ``uniform``, ``mix`` or ``written``; everything when None.
+        """
+        problem = self.problem()
+        library = Library(self.work / "lib", self.rotated, lambda: self.feeds["model"])
+        found: dict[str, Any] = {}
+        for name, mix in self.mixes(problem).items():
+            if only is None or name.startswith(only):
+                found[name] = {**self.assembled(library, name, mix), **told(problem, mix)}
+            wanted = name.startswith(("mix", "uniform"))
+            is_there = (self.work / "cells" / f"written-{name}.json").exists()
+            if wanted and (is_there or only == "written" or only is None):
+                found[f"written-{name}"] = {**self.written(name, mix), **told(problem, mix)}
+        found["float"] = {n: self.float_loss(n) for n in (_RANDOM_WINDOWS, len(self.evaluation))}
+        return found
+
+
+def told(problem: Problem, mix: Mapping[str, str]) -> dict[str, float]:
+    """Bits per weight and predicted loss of a mix."""
+    menus = [m for m in problem.menus if m.counted]
+    chosen = [(m, next(o for o in m.options if o.format == mix[m.site])) for m in menus]
+    return {
+        "bits": 8 * sum(o.nbytes for _, o in chosen) / sum(m.weights for m in menus),
+        "predicted": sum(o.loss for _, o in chosen),
+    }
+
+
+def main() -> None:
+    """Measure what is missing, and write the part of the page and its picture."""
+    parser = argparse.ArgumentParser(
+        prog="python -m onnxq.models.budget_results", description=__doc__
+    )
+    parser.add_argument("page", type=Path, help="docs/budget.md")
+    parser.add_argument("--work", type=Path, required=True, help="folder of finished cells")
+    parser.add_argument("--protocol", type=Path, help="tokens: .npz with eval and calibration")
+    parser.add_argument("--only", choices=("random", "uniform", "mix", "written"))
+    options = parser.parse_args()
+    if options.protocol is None:
+        calibration = calibration_tokens(encode, windows=_CALIBRATION, window=512)
+        evaluation = evaluation_tokens(encode, windows=16, window=512)
+        about = "the project's own text of Wikipedia"
+    else:
+        data = np.load(options.protocol)
+        calibration, evaluation = data["calibration"], data["eval"]
+        about = "the tokens that the figures of llama.cpp were measured on"
+    results = BudgetResults(options.work, calibration, evaluation, about)
+    found = results.measure(options.only)
+    if options.only is None:
+        page_of(options.page, found, about)
+
+
+if __name__ == "__main__":
+    main()
