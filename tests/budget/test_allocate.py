@@ -11,15 +11,18 @@ from onnxq.budget.allocate import allocate, front, joined
 from onnxq.errors import BudgetError
 
 
-def brute_force(losses, uses, budgets):
+def every_choice(losses, uses):
+    """Loss and uses of all choices, as arrays."""
+    choices = list(itertools.product(*(range(len(options)) for options in losses)))
+    total = sum(np.array(losses[s])[[c[s] for c in choices]] for s in range(len(losses)))
+    used = sum(np.array(uses[s])[[c[s] for c in choices]] for s in range(len(losses)))
+    return total, used
+
+
+def least(total, used, budgets):
     """The least loss within all budgets; None when there is none."""
-    best = None
-    for choice in itertools.product(*(range(len(options)) for options in losses)):
-        total = np.sum([uses[s][o] for s, o in enumerate(choice)], axis=0)
-        if (total <= budgets).all():
-            loss = sum(losses[s][o] for s, o in enumerate(choice))
-            best = loss if best is None else min(best, loss)
-    return best
+    fits = (used <= np.array(budgets)).all(axis=1)
+    return total[fits].min() if fits.any() else None
 
 
 def problem(rng, sites, options, resources=1):
@@ -34,16 +37,18 @@ def problem(rng, sites, options, resources=1):
 
 def test_six_sites_agree_with_brute_force_for_every_budget():
     losses, uses = problem(np.random.default_rng(0), sites=6, options=4)
-    least = sum(min(use[0] for use in options) for options in uses)
-    most = sum(max(use[0] for use in options) for options in uses)
-    for budget in range(least, most + 2):
+    total, used = every_choice(losses, uses)
+    smallest = int(used.min())
+    for budget in range(smallest, int(used.max()) + 2):
         found = allocate(losses, uses, [budget])
-        assert found.loss == pytest.approx(brute_force(losses, uses, [budget]), rel=1e-12)
+        assert found.loss == pytest.approx(least(total, used, [budget]), rel=1e-12)
         assert found.uses[0] <= budget
         assert found.bound <= found.loss
         assert found.uses[0] == sum(uses[s][o][0] for s, o in enumerate(found.choice))
-    with pytest.raises(BudgetError, match=rf"use {least} together, and its budget is {least - 1}"):
-        allocate(losses, uses, [least - 1])
+    with pytest.raises(
+        BudgetError, match=rf"use {smallest} together, and its budget is {smallest - 1}"
+    ):
+        allocate(losses, uses, [smallest - 1])
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,7 +56,7 @@ def test_six_sites_agree_with_brute_force_for_every_budget():
 def test_any_problem_agrees_with_brute_force(seed, sites, options, resources, data):
     losses, uses = problem(np.random.default_rng(seed), sites, options, resources)
     budgets = [data.draw(st.integers(1, 40 * sites)) for _ in range(resources)]
-    wanted = brute_force(losses, uses, budgets)
+    wanted = least(*every_choice(losses, uses), budgets)
     if wanted is None:
         with pytest.raises(BudgetError):
             allocate(losses, uses, budgets)
