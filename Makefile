@@ -26,11 +26,12 @@ test: setup
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# the kernels of 64-bit ARM, cross-compiled by Debian's compiler, under QEMU
+# kernels and models on 64-bit ARM: cross-compiled by Debian's compiler, and ONNX Runtime's wheel for
+# ARM, under QEMU
 test-arm: setup
 	if ! command -v aarch64-linux-gnu-g++ || ! command -v qemu-aarch64-static; then \
 	  apt-get install -y g++-aarch64-linux-gnu qemu-user-static; fi
-	$(BIN)/python -m pytest -m slow tests/custom_ops/test_arm.py
+	$(BIN)/python -m pytest -m slow tests/custom_ops/test_arm.py tests/export/test_arm64_machine.py
 
 # the page of the web target, in headless Chromium
 test-web: setup

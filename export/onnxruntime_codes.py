@@ -1,4 +1,8 @@
-"""Types of activation codes as ONNX Runtime's kernels for x86-64 meet them: int8 made uint8."""
+"""Types of activation codes as ONNX Runtime's kernels meet them: on x86-64 int8 is made uint8.
+
+On 64-bit ARM (``signed``) int8 stays as it is: QDQIsInt8Allowed in
+onnxruntime/core/optimizer/qdq_transformer/qdq_util.h.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from onnxq.export.onnxruntime_view import Operand, is_read_once, value_type
 __all__ = ["read_codes", "written_codes"]
 
 
-def written_codes(quantize: ir.Node, result: ir.Value) -> ir.DataType:
+def written_codes(quantize: ir.Node, result: ir.Value, *, signed: bool = False) -> ir.DataType:
     """The type of codes that a QuantizeLinear gives, after int8 has been made uint8.
 
     On x86-64 that is done where one node alone reads them (qdq_s8_to_u8.cc); when only moves are
@@ -22,13 +26,14 @@ def written_codes(quantize: ir.Node, result: ir.Value) -> ir.DataType:
         codes = value_type(zero) or codes
     near = quantize.inputs[0] is result
     once = not near or _codes_are_read_once(quantize)
-    return ir.DataType.UINT8 if codes == ir.DataType.INT8 and once else codes
+    made = codes == ir.DataType.INT8 and once and not signed
+    return ir.DataType.UINT8 if made else codes
 
 
-def read_codes(found: Operand) -> ir.DataType | None:
+def read_codes(found: Operand, *, signed: bool = False) -> ir.DataType | None:
     """The type of codes that a node reads, after int8 has been made uint8."""
     codes, node = found.codes, found.dequantize
-    if codes != ir.DataType.INT8 or node is None or node.inputs[0] is None:
+    if codes != ir.DataType.INT8 or signed or node is None or node.inputs[0] is None:
         return codes
     quantize = node.inputs[0].producer()
     if quantize is None or quantize.op_type != "QuantizeLinear" or len(node.inputs) < 3:

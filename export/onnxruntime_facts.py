@@ -43,18 +43,20 @@ def codes_have_eight_bits(view: View) -> bool:
     if view.w.dequantize is not None:
         codes.append(view.w.codes)
     if view.quantize is not None:
-        codes.append(written_codes(view.quantize, _last(view)))
+        codes.append(written_codes(view.quantize, _last(view), signed=view.signed))
     return all(code in _EIGHT for code in codes)
 
 
 def input_is_unsigned(view: View) -> bool:
-    """Whether the input's codes are uint8, or are made so."""
-    return read_codes(view.x) == ir.DataType.UINT8
+    """Whether the input's codes are uint8, or are made so; on ARM also with int8 weights."""
+    if view.signed:
+        return signs_fit_gemm(view)
+    return read_codes(view.x, signed=view.signed) == ir.DataType.UINT8
 
 
 def signs_fit_gemm(view: View) -> bool:
     """Whether the weight of a Gemm with int8 inputs is int8 too."""
-    is_signed = read_codes(view.x) == ir.DataType.INT8
+    is_signed = read_codes(view.x, signed=view.signed) == ir.DataType.INT8
     return not is_signed or view.w.dequantize is None or view.w.codes == ir.DataType.INT8
 
 
@@ -62,7 +64,9 @@ def codes_are_alike(view: View) -> bool:
     """Whether the result, where it is quantized, has the type of the input's codes."""
     if view.quantize is None:
         return True
-    return written_codes(view.quantize, _last(view)) == read_codes(view.x)
+    return written_codes(view.quantize, _last(view), signed=view.signed) == read_codes(
+        view.x, signed=view.signed
+    )
 
 
 def _last(view: View) -> ir.Value:

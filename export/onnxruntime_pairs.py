@@ -36,7 +36,7 @@ _DROPPED = frozenset(
 _EIGHT = (ir.DataType.UINT8, ir.DataType.INT8)
 
 
-def wasted_pairs(model: ir.Model) -> Iterator[SiteVerdict]:
+def wasted_pairs(model: ir.Model, *, signed: bool = False) -> Iterator[SiteVerdict]:
     """A verdict for each QuantizeLinear of an activation whose codes no kernel reads or writes."""
     for path, node in walk_nodes(model):
         if node.op_type != "QuantizeLinear" or not is_standard(node) or is_operator_body(path):
@@ -49,7 +49,9 @@ def wasted_pairs(model: ir.Model) -> Iterator[SiteVerdict]:
             continue
         if any(back.op_type != "DequantizeLinear" for back in backs):
             continue
-        if _is_written(source, node) or any(_is_read(back.outputs[0]) for back in backs):
+        if _is_written(source, node, signed):
+            continue
+        if any(_is_read(back.outputs[0], signed) for back in backs):
             continue
         readers = sorted({use.node.op_type for back in backs for use in back.outputs[0].uses()})
         yield SiteVerdict(
@@ -62,20 +64,26 @@ def wasted_pairs(model: ir.Model) -> Iterator[SiteVerdict]:
         )
 
 
-def _is_written(value: ir.Value, quantize: ir.Node) -> bool:
+def _is_written(value: ir.Value, quantize: ir.Node, signed: bool) -> bool:
     """Whether the node before a QuantizeLinear writes the codes itself."""
     here = value
     producer = here.producer()
     while producer is not None and producer.op_type in ("Relu", "Clip", *MOVERS):
         if producer.inputs[0] is None:
             return False
-        if reads_codes(producer):
+        if reads_codes(producer, signed=signed):
             return True
         here = producer.inputs[0]
         producer = here.producer()
-    if written_codes(quantize, here) != written_codes(quantize, value):
+    if written_codes(quantize, here, signed=signed) != written_codes(
+        quantize, value, signed=signed
+    ):
         return False  # the copy of the pair behind the kernel has other codes
-    return producer is not None and reads_codes(producer) and _quantized_result(producer)
+    return (
+        producer is not None
+        and reads_codes(producer, signed=signed)
+        and _quantized_result(producer)
+    )
 
 
 def _quantized_result(node: ir.Node) -> bool:
@@ -86,24 +94,29 @@ def _quantized_result(node: ir.Node) -> bool:
     return quantizer_of(node.outputs[0]) is not None
 
 
-def _is_read(value: ir.Value, depth: int = 8) -> bool:
+def _is_read(value: ir.Value, signed: bool, depth: int = 8) -> bool:
     """Whether any reader of a dequantized value reads its codes instead."""
     for use in value.uses():
         node = use.node
-        if reads_codes(node):
+        if reads_codes(node, signed=signed):
             return True
         moves = node.op_type in MOVERS and is_standard(node) and use.idx == 0
-        if moves and depth and not value.is_graph_output() and _is_read(node.outputs[0], depth - 1):
+        if (
+            moves
+            and depth
+            and not value.is_graph_output()
+            and _is_read(node.outputs[0], signed, depth - 1)
+        ):
             return True
     return False
 
 
-def reads_codes(node: ir.Node) -> bool:
+def reads_codes(node: ir.Node, *, signed: bool = False) -> bool:
     """Whether the runtime makes an integer kernel of a node and the pairs around it."""
     if not is_standard(node):
         return False
     if node.op_type in ("MatMul", "Gemm", "Conv"):
-        view = View.of(node)
+        view = View.of(node, signed=signed)
         fusion = fusion_for(view)
         if fusion is None or fusion.execution is not Execution.INTEGER:
             return False
@@ -111,7 +124,7 @@ def reads_codes(node: ir.Node) -> bool:
         return rule is None or rule.otherwise is Execution.UNSUPPORTED
     product = _product_before(node)
     if product is not None:
-        return reads_codes(product)
+        return reads_codes(product, signed=signed)
     quantize = quantizer_of(node.outputs[0]) if len(node.outputs) == 1 else None
     if quantize is None:
         return node.op_type == "ArgMax" and operand(node.inputs[0]).dequantize is not None
@@ -124,8 +137,8 @@ def reads_codes(node: ir.Node) -> bool:
         return False
     if any(source.dequantize is None or source.codes not in _EIGHT for source in sources):
         return False
-    codes = {read_codes(source) for source in sources}
-    codes.add(written_codes(quantize, node.outputs[0]))
+    codes = {read_codes(source, signed=signed) for source in sources}
+    codes.add(written_codes(quantize, node.outputs[0], signed=signed))
     same = kind not in _DROPPED or _same_grid(sources[0].dequantize, quantize)
     return same and len(codes) == 1
 

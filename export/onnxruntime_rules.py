@@ -82,7 +82,8 @@ _EIGHT_BITS = Rule(
 _UNSIGNED = Rule(
     name="signed-codes-read-once",
     says="The input is uint8; or int8 that one node alone reads, so that ONNX Runtime makes it "
-    "uint8, the only type of inputs that its kernels for x86-64 take.",
+    "uint8, the only type of inputs that its kernels for x86-64 take. On 64-bit ARM: int8 goes "
+    "with int8 weights.",
     kept=facts.input_is_unsigned,
     remedy="use uint8 activations, as insert_qdq does for this target",
 )

@@ -15,8 +15,9 @@ from onnxq.export.onnxruntime_view import View, is_standard
 from onnxq.export.target import Execution, SiteVerdict
 from onnxq.graph import Site, find_sites, is_weight
 from onnxq.graph.walk import is_operator_body, site_name, walk_nodes
+from onnxq.graph.weights import weight_tensor
 
-__all__ = ["quantized_sites", "site_verdict"]
+__all__ = ["bits_of_products", "quantized_sites", "site_verdict"]
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 _INTEGER = frozenset(
@@ -25,12 +26,15 @@ _INTEGER = frozenset(
 _LOW_BIT = ("MatMulBnb4", "GatherBlockQuantized", "QMoE")
 
 
-def quantized_sites(model: ir.Model, *, library: bool) -> Iterator[SiteVerdict]:
+def quantized_sites(
+    model: ir.Model, *, library: bool, signed: bool = False
+) -> Iterator[SiteVerdict]:
     """A verdict for each site, in graph order, and for each operator of onnxq.
 
     Args:
         model: with shapes, where they can be inferred.
         library: whether the library of operators is there when the model runs.
+        signed: whether int8 activations stay int8, as on 64-bit ARM.
     """
     by_node: dict[ir.Node, list[Site]] = {}
     for site in find_sites(model):
@@ -40,13 +44,24 @@ def quantized_sites(model: ir.Model, *, library: bool) -> Iterator[SiteVerdict]:
             continue
         if has_kernels(node):
             yield _operator(site_name(path, node), node, library)
-        yield from (site_verdict(site) for site in by_node.get(node, ()))
+        yield from (site_verdict(site, signed=signed) for site in by_node.get(node, ()))
 
 
-def site_verdict(site: Site) -> SiteVerdict:
+def bits_of_products(model: ir.Model) -> dict[str, int]:
+    """Bits of the weight of each MatMulNBits and each dequantized weight, by name of the site."""
+    found = {}
+    for site in find_sites(model):
+        if site.kind == "MatMulNBits":
+            found[site.name] = site.node.attributes.get_int("bits", 4)
+        elif site.already and site.weight is not None:
+            found[site.name] = weight_tensor(site.weight).dtype.bitwidth
+    return found
+
+
+def site_verdict(site: Site, *, signed: bool = False) -> SiteVerdict:
     """What runs for one site."""
     if site.kind in _PRODUCTS and is_standard(site.node):
-        return _product(site)
+        return _product(site, signed)
     if site.kind == "MatMulInteger":
         kernel = _dynamic_kernel(site.node)
         return _verdict(site, Execution.INTEGER, "dynamic-integer", kernel)
@@ -57,7 +72,7 @@ def site_verdict(site: Site) -> SiteVerdict:
     if site.kind in _LOW_BIT:
         return _verdict(site, Execution.LOW_BIT, "low-bit-operator", site.kind)
     if site.already and site.kind == "Gather":
-        return _gather(site)
+        return _gather(site, signed)
     if site.already:
         reason = f"ONNX Runtime has no integer {site.kind} on the CPU: its weight is dequantized "
         reason += "on every run. Leave it in float"
@@ -72,8 +87,8 @@ def _verdict(
     return SiteVerdict(site=site.name, execution=execution, rule=rule, kernel=kernel, reason=reason)
 
 
-def _product(site: Site) -> SiteVerdict:
-    view = View.of(site.node)
+def _product(site: Site, signed: bool) -> SiteVerdict:
+    view = View.of(site.node, signed=signed)
     fusion = fusion_for(view)
     if fusion is None:
         return _verdict(site, Execution.FLOAT, "float", None)
@@ -109,9 +124,9 @@ def _nbits(site: Site) -> SiteVerdict:
     return _verdict(site, execution, rule, "MatMulNBits", reason)
 
 
-def _gather(site: Site) -> SiteVerdict:
+def _gather(site: Site, signed: bool) -> SiteVerdict:
     """A lookup in a dequantized table: on codes when they come out as they went in."""
-    if reads_codes(site.node):
+    if reads_codes(site.node, signed=signed):
         return _verdict(site, Execution.INTEGER, "table-of-codes", "Gather")
     reason = "the whole table is dequantized on every run: write GatherBlockQuantized "
     reason += "(quantize_weights with write=auto does), or leave it in float"

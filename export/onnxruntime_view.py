@@ -77,6 +77,7 @@ class View:
         quantize: the QuantizeLinear behind it, when it is the only reader; None otherwise.
         clip: a Relu or Clip that is the only reader of the result, and read once itself.
         shared: whether a QuantizeLinear reads the result and others do too.
+        signed: whether int8 activations stay int8, as on 64-bit ARM.
     """
 
     node: ir.Node
@@ -88,9 +89,10 @@ class View:
     quantize: ir.Node | None
     clip: ir.Node | None
     shared: bool
+    signed: bool = False
 
     @classmethod
-    def of(cls, node: ir.Node) -> View:
+    def of(cls, node: ir.Node, *, signed: bool = False) -> View:
         """Look around a MatMul, Gemm or Conv."""
         kind, result, bias = node.op_type, node.outputs[0], None
         add = _taken_in(node)
@@ -111,6 +113,7 @@ class View:
             quantize=quantizer_of(behind),
             clip=clip,
             shared=any(_quantizes(use) for use in result.uses()) and not is_read_once(result),
+            signed=signed,
         )
 
     @property

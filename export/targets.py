@@ -32,6 +32,7 @@ TARGETS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "onnxruntime-cuda": ("onnxq.export.to_onnxruntime_cuda", "OnnxRuntimeCuda"),
         "genai": ("onnxq.export.to_genai", "Genai"),
         "mobile": ("onnxq.export.to_mobile", "Mobile"),
+        "arm64": ("onnxq.export.to_arm64", "Arm64"),
         "tensorrt": ("onnxq.export.to_tensorrt", "TensorRt"),
         "tensorrt-rtx": ("onnxq.export.to_tensorrt", "TensorRtRtx"),
         "web": ("onnxq.export.to_web", "Web"),

@@ -27,7 +27,7 @@ from onnxq.graph.walk import site_name, walk_nodes
 from onnxq.runtime import open_session, ops_library, random_samples
 from onnxq.runtime.optimized import OptimizedModel, optimized_model
 
-__all__ = ["OnnxRuntimeCpu", "output_difference"]
+__all__ = ["OnnxRuntimeCpu", "output_difference", "session_config"]
 
 _SAMPLES = 2
 _SAME = 1e-5
@@ -123,7 +123,7 @@ class OnnxRuntimeCpu(DeploymentTarget):
         save(model, staging / "model.onnx")
         copy_companions(file.parent, staging, renamed={file.name: "model.onnx"})
         library = self._bundle(model, staging)
-        write_options(staging, _config(self.check(model)), library)
+        write_options(staging, session_config(self.check(model)), library)
         return {"library": library or "not needed", **_same_outputs(file, staging)}
 
     def run(
@@ -170,7 +170,7 @@ def _notes(model: ir.Model) -> list[str]:
     return [f"operators of onnxq: {', '.join(used)}"] if used else []
 
 
-def _config(verdicts: Verdicts) -> dict[str, tuple[str, str]]:
+def session_config(verdicts: Verdicts) -> dict[str, tuple[str, str]]:
     """Entries of the session configuration that the model needs, each with the reason."""
     config = {}
     if any(site.rule == "weight-only-nbits" for site in verdicts.sites):

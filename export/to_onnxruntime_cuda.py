@@ -15,10 +15,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import UsageError
+from onnxq.export.onnxruntime_sites import bits_of_products
 from onnxq.export.session_options import name_providers
 from onnxq.export.target import Execution, Observed, SiteVerdict, Verdicts
 from onnxq.export.to_onnxruntime import OnnxRuntimeCpu
-from onnxq.graph import find_sites, is_weight
+from onnxq.graph import is_weight
 from onnxq.graph.walk import is_operator_body, site_name, walk_nodes
 
 __all__ = ["OnnxRuntimeCuda"]
@@ -38,11 +39,7 @@ class OnnxRuntimeCuda(OnnxRuntimeCpu):
     def check(self, model: ir.Model) -> Verdicts:
         """What the CUDA provider has for each site; every QDQ pair of an activation is waste."""
         verdicts = super().check(model)
-        bits = {
-            site.name: site.node.attributes.get_int("bits", 4)
-            for site in find_sites(model)
-            if site.kind == "MatMulNBits"
-        }
+        bits = bits_of_products(model)
         sites = [_on_cuda(site, bits.get(site.site)) for site in verdicts.sites]
         notes = [*verdicts.notes, "not run here: the CUDA provider needs a GPU", *_notes(model)]
         return dataclasses.replace(
@@ -82,7 +79,7 @@ def _on_cuda(verdict: SiteVerdict, bits: int | None) -> SiteVerdict:
             reason="QDQ becomes integer kernels on the CPU only: quantize weights alone, in 4 or 8 "
             "bits (MatMulNBits), or build for TensorRT",
         )
-    if bits is not None and bits not in _BITS:
+    if verdict.kernel == "MatMulNBits" and bits not in (None, *_BITS):
         return dataclasses.replace(
             verdict,
             execution=Execution.UNSUPPORTED,

@@ -19,8 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import ArtifactError, MissingProgram, UnsupportedGraph
-from onnxq.evaluate.deviation import DeviationSums
 from onnxq.export.genai import copy_companions, read_json
+from onnxq.export.same_outputs import compare_runtimes
 from onnxq.export.target import DeploymentTarget, Verdicts
 from onnxq.export.web_form import spell_out_blocks
 from onnxq.export.web_packages import place_page, verifier, web_version
@@ -39,10 +39,6 @@ _UNFOLDED = {
     **_OPTIONS,
     "extra": {"optimization": {"disable_specified_optimizers": "ConstantFolding"}},
 }
-_LEAST_DB = 20.0
-"""Signal to noise that a right run has at least: rounding of activations to int8 may fall the
-other way where two sums differ in their last bit, and 30 dB are left then in the worst model seen;
-a wrong one has none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +125,7 @@ def _verify(folder: Path, model: ir.Model) -> dict[str, Any]:
         feeds = random_samples(session, 1)[0]
         wanted = session.run(feeds)
     (found,), memory = _run_in_node(folder, [feeds])
-    compared = _compared(runtime, {name: (wanted[name], found[name]) for name in found})
+    compared = compare_runtimes(runtime, {name: (wanted[name], found[name]) for name in found})
     return {runtime: "ran in Node.js", "outputs": compared, "memory": memory}
 
 
@@ -158,23 +154,6 @@ def _run_in_node(
         {name: _decoded(tensor) for name, tensor in found.items()} for found in result["outputs"]
     ]
     return outputs, result["memory"]
-
-
-def _compared(runtime: str, outputs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """The least signal to noise of all outputs, in dB, and where; None where all are equal."""
-    least, where = np.inf, ""
-    for name, (wanted, found) in outputs.items():
-        sums = DeviationSums()
-        sums.add(wanted, found)
-        decibels = sums.result().sqnr_db
-        if decibels is not None and decibels < least:
-            least, where = decibels, name
-    if least < _LEAST_DB:
-        raise ArtifactError(
-            f"{runtime} computes another output {where!r} than ONNX Runtime on the CPU: signal to "
-            f"noise {least:.1f} dB. This is a fault of one of them: please report it."
-        )
-    return {"compared": len(outputs), "sqnr_db": least if where else None, "least": where}
 
 
 def _encoded(array: np.ndarray) -> dict[str, Any]:

@@ -53,8 +53,8 @@ class Form:
     models: tuple[str, ...] = ()
 
 
-_ONNXRUNTIME = ("onnxruntime-cpu", "onnxruntime-cuda", "mobile", "web")
-_GENERATING = ("onnxruntime-cpu", "onnxruntime-cuda", "genai", "web")
+_ONNXRUNTIME = ("onnxruntime-cpu", "onnxruntime-cuda", "mobile", "arm64", "web")
+_GENERATING = ("onnxruntime-cpu", "onnxruntime-cuda", "genai", "arm64", "web")
 _DECODERS = ("smollm2", "glassllm")
 
 FORMS: Mapping[str, Form] = MappingProxyType(

@@ -24,6 +24,7 @@ WHEN: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "genai": ("genai", "text generation on the CPU, with tokenizer and cache managed"),
         "mobile": ("mobile", "phones: one `.ort` file for CPU, XNNPACK, NNAPI or CoreML"),
+        "arm64": ("arm64", "Linux on 64-bit ARM: servers, Raspberry Pi, the CPU of Jetson"),
         "tensorrt": ("tensorrt", "the fastest on NVIDIA GPUs of data centres and Jetson"),
         "tensorrt-rtx": (
             "tensorrt",

@@ -20,7 +20,7 @@ from onnxq.errors import OnnxqError
 from onnxq.runtime.inputs import random_samples
 from onnxq.runtime.session import open_session
 
-__all__ = ["OptimizedModel", "optimized_model"]
+__all__ = ["OptimizedModel", "optimized_model", "optimizing_config", "read_optimized"]
 
 _EXTERNAL = "session.optimized_model_external_initializers_file_name"
 _LARGE = "session.optimized_model_external_initializers_min_size_in_bytes"
@@ -67,9 +67,7 @@ def optimized_model(
 
         def configure(options: Any) -> None:
             options.optimized_model_filepath = str(folder / "optimized.onnx")
-            options.add_session_config_entry(_EXTERNAL, "optimized.data")
-            options.add_session_config_entry(_LARGE, "1024")
-            for key, value in (config or {}).items():
+            for key, value in {**optimizing_config(), **(config or {})}.items():
                 options.add_session_config_entry(key, value)
             if run:
                 options.enable_profiling = True
@@ -78,10 +76,22 @@ def optimized_model(
         with open_session(source, custom_ops=custom_ops, configure=configure) as session:
             if run:
                 session.run(sample if sample is not None else random_samples(session, 1)[0])
-                events = _kernel_events(session.end_profiling())
-        model = ir.load(folder / "optimized.onnx")
-        if not run:
-            return OptimizedModel(model=model)
+                session.end_profiling()
+        return read_optimized(folder)
+
+
+def optimizing_config() -> dict[str, str]:
+    """Entries of the session configuration that let large weights be left out of the graph."""
+    return {_EXTERNAL: "optimized.data", _LARGE: "1024"}
+
+
+def read_optimized(folder: Path) -> OptimizedModel:
+    """What a session wrote: ``optimized.onnx`` and, of a run, one ``profile*.json``."""
+    model = ir.load(folder / "optimized.onnx")
+    profile = next(iter(folder.glob("profile*.json")), None)
+    if profile is None:
+        return OptimizedModel(model=model)
+    events = _kernel_events(profile)
     return OptimizedModel(
         model=model,
         ran={name: str(event["op_name"]) for name, event in events.items()},
