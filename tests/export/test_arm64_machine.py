@@ -92,7 +92,7 @@ def test_operators_of_the_library_run_there(fmt, kernel, source, tmp_path):
     artifact = quantized(source, tmp_path / "out", "int4", f"quantize_weights.format={fmt}")
     target = Arm64()
     built = onnxq.build(artifact.folder, target, tmp_path / "built")
-    assert built.verified["library"].startswith("cross-compiled; needs GLIBC")
+    assert built.verified["library"].startswith("cross-compiled; needs ")
     with open_session(artifact.model) as session:
         wanted = session.run({"x": x})["y"]
     (found,) = target.run(built.folder, [{"x": x}])
