@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal, TypeVar
 
 from onnxq.errors import MissingDependency, UsageError, WorkerError
@@ -101,35 +102,38 @@ class Workers:
     ) -> Generator[Result, None, None]:
         import joblib
 
-        with contextlib.ExitStack() as stack:
-            backend, options = stack.enter_context(self._cluster())
-            stack.enter_context(
-                joblib.parallel_config(backend=backend, n_jobs=self.count, **options)
-            )
-            parallel = joblib.Parallel(return_as=_order(backend), pre_dispatch="2*n_jobs")
-            yield from parallel(joblib.delayed(function)(problem) for problem in problems)
+        jobs = (joblib.delayed(function)(problem) for problem in problems)
+        if self.backend not in _LOCAL:
+            yield from _cluster(self.backend, self.address, self.count)(jobs)
+            return
+        inner = {"inner_max_num_threads": self.threads_each}
+        options: dict[str, Any] = inner if self.backend == "processes" else {}
+        with joblib.parallel_config(_LOCAL[self.backend], n_jobs=self.count, **options):
+            yield from joblib.Parallel(return_as="generator", pre_dispatch="2*n_jobs")(jobs)
 
-    @contextlib.contextmanager
-    def _cluster(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The name of the backend for joblib, registered, with its options."""
-        if self.backend in _LOCAL:
-            inner = {"inner_max_num_threads": self.threads_each}
-            yield _LOCAL[self.backend], inner if self.backend == "processes" else {}
-        elif self.backend == "ray":
-            ray = _module("ray", "Workers of Ray")
-            _module("ray.util.joblib", "Workers of Ray").register_ray()
-            if not ray.is_initialized():
-                ray.init(address=self.address, log_to_driver=False, configure_logging=False)
-            yield "ray", {}
+
+@functools.cache
+def _cluster(backend: str, address: str | None, count: int) -> Any:
+    """What runs jobs on a cluster, joined or started on this machine; opened once a process.
+
+    It stays open: Ray starts its workers anew for each pool, which takes seconds.
+    """
+    import joblib
+
+    if backend == "ray":
+        ray = _module("ray", "Workers of Ray")
+        _module("ray.util.joblib", "Workers of Ray").register_ray()
+        if not ray.is_initialized():
+            here = {} if address else {"num_cpus": count}
+            ray.init(address=address, log_to_driver=False, configure_logging=False, **here)
+    else:
+        client = _module("dask.distributed", "Workers of Dask").Client
+        if address:
+            client(address)
         else:
-            client = _module("dask.distributed", "Workers of Dask").Client
-            with client(self.address) if self.address else client(n_workers=self.count):
-                yield "dask", {}
-
-
-def _order(backend: str) -> str:
-    """Results as they come where the backend can give them so."""
-    return "list" if backend in ("ray", "dask") else "generator"
+            client(n_workers=count, threads_per_worker=1)
+    with joblib.parallel_config(backend, n_jobs=count):
+        return joblib.Parallel().__enter__()
 
 
 def _module(name: str, purpose: str) -> Any:
