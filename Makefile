@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,torch,hf,gguf,genai,media,plots,tensorrt-rtx,dev
+EXTRAS := cpu,torch,hf,gguf,genai,media,plots,tune,tensorrt-rtx,dev
 NATIVE := $(shell find custom_ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name CMakeLists.txt)
 
 .PHONY: setup demo test slow test-arm test-web test-gpu lint wheel-smoke results docs clean

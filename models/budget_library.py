@@ -47,13 +47,7 @@ class Library:
         for site in find_sites(model):
             if site.name in mix and site.weight is not None:
                 rows = self._decoded(site, mix[site.name])
-                new = np.ascontiguousarray(from_rows(site, rows).reshape(site.shape))
-                replace_weight(
-                    site.weight,
-                    shape=new.shape,
-                    dtype=ir.DataType.FLOAT,
-                    compute=lambda new=new: new,
-                )
+                _replace(site.weight, from_rows(site, rows).reshape(site.shape))
         return model
 
     def _decoded(self, site: Site, name: str) -> Array:
@@ -90,6 +84,11 @@ class Library:
             flow="one_shot",
             token_weights=parse_token_weights("auto"),
         )
+
+
+def _replace(weight: ir.Value, new: Array) -> None:
+    stored = np.ascontiguousarray(new)
+    replace_weight(weight, shape=stored.shape, dtype=ir.DataType.FLOAT, compute=lambda: stored)
 
 
 def _plain(site: Site) -> str:

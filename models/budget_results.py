@@ -57,7 +57,7 @@ RANDOM_FORMATS = (
     "int5_channel",
     "int6_channel",
 )
-_RANDOM_WINDOWS = 8
+_RANDOM_WINDOWS = 4
 _CALIBRATION = 32
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from onnxq import deploying, explaining, listing, working
+from onnxq import deploying, explaining, listing, searching, working
 from onnxq.console import Json, progress_bars, say_error, show
 from onnxq.errors import OnnxqError, UsageError
 from onnxq.quality import METRICS
@@ -26,6 +26,7 @@ app.add_typer(listing.app)
 app.add_typer(deploying.app)
 app.add_typer(working.app)
 app.add_typer(explaining.app)
+app.add_typer(searching.app)
 
 Model = Annotated[Path, typer.Argument(help="An ONNX file, or a folder that holds one.")]
 Data = Annotated[

@@ -334,6 +334,19 @@ def _restored(console: Console, value: Mapping[str, Any]) -> None:
         console.print(f"written to {value['recipe']}", markup=False)
 
 
+def trials(console: Console, value: Mapping[str, Any]) -> None:
+    """Print the trials of a search, the best first."""
+    ranked = sorted(value["trials"], key=lambda t: (t["loss"] is None, t["loss"] or 0.0))
+    rows = [
+        {"trial": t["number"], **t["options"], "loss": t["loss"], "bytes": t["nbytes"]}
+        for t in ranked
+    ]
+    table(console, rows, title=f"loss: {value['loss']}")
+    for trial in ranked:
+        if trial["refused"]:
+            console.print(f"trial {trial['number']} refused: {trial['refused']}", markup=False)
+
+
 def targets(console: Console, rows: Sequence[Row]) -> None:
     """Print the deployment targets."""
     table(console, rows)

@@ -36,7 +36,7 @@ def site_refusal(site: Site, fmt: Format | None, write: str) -> str | None:
         return gather_refusal(site, fmt)
     if site.kind not in LINEAR:
         return f"{site.kind} takes float weights only, and is no MatMul, Gemm or convolution"
-    if _is_operator(site, fmt, write):
+    if not isinstance(fmt, IntFormat) or _is_operator(site, write):
         return operator_refusal(site, fmt)
     if write == "matmul_nbits":
         return matmul_nbits_refusal(site, fmt)
@@ -58,7 +58,7 @@ def written_form(site: Site, fmt: Format, write: str, *, is_tied: bool = False) 
     """
     if site.kind == "Gather":
         return "gather"
-    if _is_operator(site, fmt, write):
+    if not isinstance(fmt, IntFormat) or _is_operator(site, write):
         return "operator"
     if (write != "dequantize" or is_tied) and matmul_nbits_refusal(site, fmt) is None:
         return "matmul_nbits"
@@ -67,7 +67,7 @@ def written_form(site: Site, fmt: Format, write: str, *, is_tied: bool = False) 
 
 def minimum_opset(site: Site, fmt: Format, write: str) -> int:
     """The opset that ``fmt`` needs as it will be written; 1 when it needs none in particular."""
-    if not isinstance(fmt, IntFormat) or _is_operator(site, fmt, write):
+    if not isinstance(fmt, IntFormat) or _is_operator(site, write):
         spec = spec_of(fmt, (site.shape[site.out_axis], site.shape[site.in_axis]))
         return 1 if isinstance(spec, str) or operator_refusal(site, fmt) else spec.lowest_opset
     blocked = isinstance(fmt.granularity, PerGroup)
@@ -77,10 +77,8 @@ def minimum_opset(site: Site, fmt: Format, write: str) -> int:
     return max(_DEQUANTIZE_OPSET[storage_bits(fmt)], 21 if blocked else 13)
 
 
-def _is_operator(site: Site, fmt: Format, write: str) -> bool:
-    """Whether only an operator of onnxq will do; integers of a convolution have no operator."""
-    if not isinstance(fmt, IntFormat):
-        return True
+def _is_operator(site: Site, write: str) -> bool:
+    """Whether integers become an operator of onnxq, which there is none of for convolutions."""
     return write == "operator" and site.kind not in _CONVOLUTIONS
 
 
