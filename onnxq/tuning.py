@@ -2,7 +2,7 @@
 
 A trial sets some options, runs the recipe (with a budget, if one is asked for) and measures the
 loss on inputs that calibration has not seen. Where there are no more settings than trials all are
-tried; else Optuna's sampler (TPE: Bergstra et al., NeurIPS 2011) chooses the next from earlier ones.
+tried; else Optuna's sampler (TPE: Bergstra et al., NeurIPS 2011) chooses from earlier ones.
 Finished trials are kept in a file, so that a killed search goes on.
 """
 
