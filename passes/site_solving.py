@@ -10,14 +10,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnxq.calibration.segment_model import NewWeight
 from onnxq.formats import Arrays, Format, IntFormat, pack_codes, unpack_codes
+from onnxq.graph.scratch import Scratch
 from onnxq.runtime.work_folder import Piece
 from onnxq.solvers.correct_bias import correct_bias
 from onnxq.solvers.kept_columns import KeptColumns, solve_keeping
@@ -62,6 +64,26 @@ class SiteProblem:
     threads: int | None = None
 
 
+class _InScratch(Mapping[str, Array]):
+    """Arrays that are in memory while there is room, else in a temporary file; read at each use."""
+
+    def __init__(self, arrays: Mapping[str, Array], scratch: Scratch) -> None:
+        self._tensors = {
+            name: scratch.keep(array, ir.DataType.from_numpy(array.dtype))
+            for name, array in arrays.items()
+        }
+
+    def __getitem__(self, name: str) -> Array:
+        found: Array = self._tensors[name].numpy()
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SolvedSite:
     """Codes chosen for one weight, packed, with the error they make on the calibration data.
@@ -74,16 +96,20 @@ class SolvedSite:
         kept: columns in full precision; None without any.
     """
 
-    arrays: Arrays
+    arrays: Mapping[str, Array]
     shape: tuple[int, int]
     output_error: float | None = None
     shift: Array | None = None
     kept: KeptColumns | None = None
 
+    def kept_in(self, scratch: Scratch) -> Self:
+        """Itself, its arrays where many sites need not be in memory together."""
+        return dataclasses.replace(self, arrays=_InScratch(self.arrays, scratch))
+
     def unpacked(self, fmt: Format) -> Arrays:
         """The arrays of ``fmt.encode``."""
         if not isinstance(fmt, IntFormat):
-            return fmt.unpack(self.arrays, self.shape)
+            return fmt.unpack(dict(self.arrays), self.shape)
         codes = unpack_codes(self.arrays["codes"], fmt.bits, self.shape[1], signed=fmt.symmetric)
         return {**self.arrays, "codes": codes}
 
@@ -118,7 +144,7 @@ class SolvedSite:
 
 
 def packed(arrays: Arrays, fmt: Format) -> Arrays:
-    """Codes in their few bits: all weights of a model are held until they are written."""
+    """Codes in their few bits, as they are kept until they are written."""
     if not isinstance(fmt, IntFormat):
         return fmt.pack(arrays)
     return {**arrays, "codes": pack_codes(arrays["codes"], fmt.bits)}

@@ -219,14 +219,14 @@ class WeightSolver:
                 again.add(site.name)
             elif (found := finished.read(site)) is not None:
                 self._columns_to_keep(site, how)
-                self._solved[key] = found
+                self._solved[key] = found.kept_in(context.scratch)
             else:
                 new[key] = site
                 problems.append(self._problem(site, fmt, statistics, how, context))
         keys = list(new)
 
         def keep(number: int, result: SolvedSite) -> None:
-            self._solved[keys[number]] = result
+            self._solved[keys[number]] = result.kept_in(context.scratch)
             finished.keep(new[keys[number]], result)
 
         context.workers.map(solve_site, problems, keep)
