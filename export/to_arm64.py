@@ -24,7 +24,7 @@ from onnxq.export.arm64_machine import Arm64Machine, Job, arm64_machine
 from onnxq.export.genai import copy_companions, read_json
 from onnxq.export.onnxruntime_pairs import wasted_pairs
 from onnxq.export.onnxruntime_sites import bits_of_products, quantized_sites
-from onnxq.export.same_outputs import compare_runtimes
+from onnxq.export.same_outputs import NOT_COMPARED, compare_runtimes, random_runs
 from onnxq.export.session_options import OPTIONS, write_options
 from onnxq.export.target import Execution, SiteVerdict, Verdicts
 from onnxq.export.to_onnxruntime import OnnxRuntimeCpu, session_config
@@ -124,9 +124,11 @@ class Arm64(OnnxRuntimeCpu):
         except OnnxqError as error:
             return {runtime: f"not run: {error}"}
         with open_session(source, custom_ops=self.library) as session:
-            samples = random_samples(session, 1)
-            wanted = session.run(samples[0])
-        (found,) = self._run(machine, folder, samples)
+            runs = random_runs(session, 1)
+        if not runs:
+            return {runtime: NOT_COMPARED}
+        ((feeds, wanted),) = runs
+        (found,) = self._run(machine, folder, [feeds])
         compared = compare_runtimes(runtime, {name: (wanted[name], found[name]) for name in wanted})
         return {runtime: "ran", "outputs": compared}
 

@@ -18,16 +18,17 @@ from onnxq.export.onnxruntime_kernels import KernelIndex
 from onnxq.export.onnxruntime_pairs import wasted_pairs
 from onnxq.export.onnxruntime_sites import quantized_sites
 from onnxq.export.operator_library import bundle_library
+from onnxq.export.same_outputs import NOT_COMPARED, random_runs
 from onnxq.export.session_options import open_built, write_options
 from onnxq.export.target import DeploymentTarget, Execution, Observed, SiteVerdict, Verdicts
 from onnxq.graph import find_sites, infer_shapes, load, save
 from onnxq.graph.reading import find_model_file
 from onnxq.graph.stage import clone_model
 from onnxq.graph.walk import site_name, walk_nodes
-from onnxq.runtime import open_session, ops_library, random_samples
+from onnxq.runtime import open_session, ops_library
 from onnxq.runtime.optimized import OptimizedModel, optimized_model
 
-__all__ = ["OnnxRuntimeCpu", "output_difference", "session_config"]
+__all__ = ["OnnxRuntimeCpu", "session_config"]
 
 _SAMPLES = 2
 _SAME = 1e-5
@@ -192,11 +193,13 @@ def _same_outputs(source: Path, folder: Path) -> dict[str, Any]:
     """Run the model it came from and the built folder on the same inputs."""
     errors: dict[str, float] = {}
     with open_session(source) as before, open_built(folder) as after:
-        samples = random_samples(before, _SAMPLES)
-        for sample in samples:
-            wanted, found = before.run(sample), after.run(sample)
+        runs = random_runs(before, _SAMPLES)
+        if not runs:
+            return {"loaded": True, "outputs": NOT_COMPARED}
+        for sample, wanted in runs:
+            found = after.run(sample)
             for name, value in wanted.items():
-                error = output_difference(found[name], value)
+                error = _output_difference(found[name], value)
                 errors[name] = max(errors.get(name, 0.0), error)
     worst = max(errors, key=lambda name: errors[name])
     if not errors[worst] <= _SAME:
@@ -204,10 +207,10 @@ def _same_outputs(source: Path, folder: Path) -> dict[str, Any]:
             f"The built model differs from {source} by {errors[worst]:.3g} (relative) in output "
             f"{worst!r}, opened as its session_options.json says: report the model."
         )
-    return {"samples": len(samples), "largest relative difference": errors[worst]}
+    return {"samples": len(runs), "largest relative difference": errors[worst]}
 
 
-def output_difference(found: np.ndarray, wanted: np.ndarray) -> float:
+def _output_difference(found: np.ndarray, wanted: np.ndarray) -> float:
     """Relative difference of an output; of integers 0 or infinity."""
     if wanted.dtype.kind not in "fV":
         return 0.0 if np.array_equal(found, wanted) else float("inf")

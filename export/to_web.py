@@ -20,14 +20,14 @@ import onnx_ir as ir
 
 from onnxq.errors import ArtifactError, MissingProgram, UnsupportedGraph
 from onnxq.export.genai import copy_companions, read_json
-from onnxq.export.same_outputs import compare_runtimes
+from onnxq.export.same_outputs import NOT_COMPARED, compare_runtimes, random_runs
 from onnxq.export.target import DeploymentTarget, Verdicts
 from onnxq.export.web_form import spell_out_blocks
 from onnxq.export.web_packages import place_page, verifier, web_version
 from onnxq.export.web_rules import decoded_bytes, web_refusals, web_verdicts
 from onnxq.export.web_weights import split_weights
 from onnxq.graph import clone_model, load, save
-from onnxq.runtime import open_session, random_samples
+from onnxq.runtime import open_session
 
 __all__ = ["Web"]
 
@@ -122,8 +122,10 @@ def _verify(folder: Path, model: ir.Model) -> dict[str, Any]:
     spelled = clone_model(model)
     spell_out_blocks(spelled)  # the kernel of MatMulNBits rounds activations to int8
     with open_session(spelled, optimize=False, custom_ops=False) as session:
-        feeds = random_samples(session, 1)[0]
-        wanted = session.run(feeds)
+        runs = random_runs(session, 1)
+    if not runs:
+        return {runtime: NOT_COMPARED}
+    ((feeds, wanted),) = runs
     (found,), memory = _run_in_node(folder, [feeds])
     compared = compare_runtimes(runtime, {name: (wanted[name], found[name]) for name in found})
     return {runtime: "ran in Node.js", "outputs": compared, "memory": memory}

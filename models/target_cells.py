@@ -25,7 +25,7 @@ from onnxq.graph import load
 from onnxq.models.registry import task
 from onnxq.models.result_cells import keep
 from onnxq.models.task import Feeds, Task
-from onnxq.passes.recipe import load_recipe
+from onnxq.passes.recipe import Recipe, load_recipe
 from onnxq.passes.runner import run_recipe
 from onnxq.runtime import open_session
 
@@ -41,13 +41,13 @@ class Form:
     """One way to quantize, and where it is meant to run.
 
     Attributes:
-        recipe: name of the recipe.
+        recipe: name of the recipe; None leaves the model as it comes.
         targets: the targets that it is natural for.
         settings: overrides of the recipe.
         models: names of the tasks; empty means all.
     """
 
-    recipe: str
+    recipe: str | None
     targets: tuple[str, ...]
     settings: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
@@ -56,9 +56,14 @@ class Form:
 _ONNXRUNTIME = ("onnxruntime-cpu", "onnxruntime-cuda", "mobile", "arm64", "web")
 _GENERATING = ("onnxruntime-cpu", "onnxruntime-cuda", "genai", "arm64", "web")
 _DECODERS = ("smollm2", "glassllm")
+_QUANTIZED = ("quire-tagger",)
+"""Models that come quantized: recipes refuse them."""
 
 FORMS: Mapping[str, Form] = MappingProxyType(
     {
+        "as it comes": Form(
+            recipe=None, targets=(*_ONNXRUNTIME, "tensorrt", "tensorrt-rtx"), models=_QUANTIZED
+        ),
         "int8_dynamic": Form(recipe="int8_dynamic", targets=(*_ONNXRUNTIME, "genai")),
         "int8_static": Form(
             recipe="int8_static",
@@ -92,7 +97,7 @@ def forms_of(name: str) -> dict[str, tuple[str, ...]]:
     return {
         key: tuple(t for t in form.targets if name in _ONLY.get(t, (name,)))
         for key, form in FORMS.items()
-        if not form.models or name in form.models
+        if (name in form.models if form.models else name not in _QUANTIZED)
     }
 
 
@@ -105,7 +110,9 @@ def make_artifacts(name: str, form: str, work: Path) -> None:
         work: folder of the model.
     """
     one, chosen = task(name), FORMS[form]
-    recipe = load_recipe(chosen.recipe, chosen.settings)
+    recipe = Recipe(name=form, steps=())
+    if chosen.recipe is not None:
+        recipe = load_recipe(chosen.recipe, chosen.settings)
     built = one.built(work)
     calibration: Mapping[str, Sequence[Feeds]] = {}
     if recipe.needs_samples and not all(_is_made(work, form, role) for role in built):

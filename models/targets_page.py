@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -37,6 +37,8 @@ WHEN: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 _NAMES = re.compile(r"'[^']*'|\d[\d.]*")
 """What differs from cell to cell in one and the same sentence."""
+_PATHS = re.compile(r"/\S+/([^/\s]+)")
+"""Of the machine that it was measured on."""
 _LONGEST = 600
 
 
@@ -91,7 +93,7 @@ def _head() -> Iterator[str]:
         + "".join(
             f"; `{name}` is `{form.recipe}` with `{form.settings[0]}`"
             for name, form in FORMS.items()
-            if form.recipe != name
+            if form.recipe not in (name, None)
         )
         + "."
     )
@@ -144,22 +146,26 @@ def _ran(cell: Mapping[str, Any]) -> str:
 def _refusals(cells: Cells) -> Iterator[str]:
     """Each sentence once, with the cells that it stands for."""
     for title, key in (("Refused", "refused"), ("Built and not run", "not_run")):
-        told = [(where, cell[key]) for where, cell in cells.items() if key in cell]
-        if not told:
-            continue
-        yield f"### {title}"
-        yield ""
-        groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
-        for (name, role, form, target), sentence in told:
+        groups: dict[str, dict[str, list[str]]] = {}
+        shown: dict[str, str] = {}
+        for (name, role, form, target), cell in cells.items():
+            if key not in cell:
+                continue
+            sentence = _PATHS.sub(r"\1", " ".join(cell[key].split()))
+            same = _NAMES.sub("…", sentence)
+            shown.setdefault(same, sentence)
             place = f"`{name}`" + ("" if role == "model" else f" {role}") + f" {form}"
-            same = target, _NAMES.sub("…", sentence)
-            groups.setdefault(same, []).append((place, sentence))
-        for (target, _), members in groups.items():
-            sentence = " ".join(members[0][1].split())
-            shown = sentence if len(sentence) <= _LONGEST else f"{sentence[:_LONGEST]}…"
-            where = "all of the table" if len(members) > 8 else _listed(p for p, _ in members)
-            yield f"- {'recipe' if target == 'recipe' else f'`{target}`'}, {where}: {shown}"
-        yield ""
+            groups.setdefault(same, {}).setdefault(target, []).append(place)
+        if groups:
+            yield from (f"### {title}", "")
+        for same, by_target in groups.items():
+            where = "; ".join(
+                ("recipe" if target == "recipe" else f"`{target}`") + f": {', '.join(places)}"
+                for target, places in by_target.items()
+            )
+            yield f"- {shown[same][:_LONGEST]} ({where})"
+        if groups:
+            yield ""
 
 
 def _rules(cells: Cells) -> Iterator[str]:
@@ -175,9 +181,5 @@ def _rules(cells: Cells) -> Iterator[str]:
     yield "| target | rule | sites |"
     yield "|---|---|---|"
     for (target, rule), models in sorted(broken.items()):
-        counts = _listed(f"{place} {count}" for place, count in models.items())
+        counts = ", ".join(f"{place} {count}" for place, count in models.items())
         yield f"| `{target}` | `{rule}` | {counts} |"
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(words)

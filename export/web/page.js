@@ -39,6 +39,8 @@ async function open(finding) {
   await step("Loading the artifact.", async () => {
     opened?.session.release();
     opened = null;
+    element("model").textContent = "No artifact is loaded.";
+    const start = performance.now();
     const artifact = await finding;
     const tokens = await jsonOf(artifact, "tokenizer.json");
     if (tokens === null) throw new Error("The artifact has no tokenizer.json: text cannot be read.");
@@ -50,7 +52,10 @@ async function open(finding) {
     }
     opened = { artifact, session, tokenizer: new Tokenizer(tokens, settings), last: null };
     element("output").textContent = "";
-    return `${artifact.description.model}: ${megabytes(await size(artifact))} to load, ${memory()}.`;
+    const kind = isDecoder(session) ? "continues a text" : "makes a vector of a text";
+    element("model").textContent =
+      `${artifact.description.model}, ${megabytes(await size(artifact))}, ${kind}.`;
+    return `Loaded in ${((performance.now() - start) / 1000).toFixed(1)} s; ${memory()}.`;
   });
 }
 
@@ -109,8 +114,11 @@ element("form").addEventListener("submit", (event) => {
   step("Running.", () => (isDecoder(opened.session) ? writeOn(text) : compare(text)));
 });
 element("files").addEventListener("change", ({ target }) => open(artifactOf(target.files)));
-for (const name of ["dragover", "drop"]) {
-  document.addEventListener(name, (event) => event.preventDefault());
+for (const name of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(name, (event) => {
+    event.preventDefault();
+    element("drop").toggleAttribute("data-over", name === "dragover");
+  });
 }
 document.addEventListener("drop", ({ dataTransfer }) => open(artifactOf(dataTransfer.files)));
 open(artifactBeside());

@@ -129,7 +129,9 @@ def test_rows_refusals_and_rules():
         ("two", "encoder", "int4", "onnxruntime-cuda"): {
             "bytes": 1_000_000, "unclean": {}, "not_run": "no GPU",
         },
-        ("two", "encoder", "w4a8", "recipe"): {"refused": "no stream to rotate"},
+        ("two", "encoder", "w4a8", "recipe"): {
+            "refused": "no stream to rotate in /tmp/here/model.onnx"
+        },
     }  # fmt: skip
     page = targets_page(cells)
     lines = page.splitlines()
@@ -148,9 +150,10 @@ def test_rows_refusals_and_rules():
     assert set(row("`two` encoder", "w4a8").values()) == {"no artifact"}
     # one sentence for both models: only names and numbers differ
     told = [line for line in lines if "The parser refuses" in line]
-    assert told == [f"- `tensorrt-rtx`, `one` int8_tensorrt, `two` encoder int8_tensorrt: {parser}"]
-    assert "- recipe, `two` encoder w4a8: no stream to rotate" in lines
-    assert "- `onnxruntime-cuda`, `two` encoder int4: no GPU" in lines
+    where = "`tensorrt-rtx`: `one` int8_tensorrt, `two` encoder int8_tensorrt"
+    assert told == [f"- {parser} ({where})"]
+    assert "- no stream to rotate in model.onnx (recipe: `two` encoder w4a8)" in lines
+    assert "- no GPU (`onnxruntime-cuda`: `two` encoder int4)" in lines
     assert "| `web` | `web-every-run` | `one` int4 3 |" in lines
     assert "Measured on box (2026-11-30)." in lines
 
