@@ -15,6 +15,7 @@ from onnxq import deploying, explaining, listing, searching, working
 from onnxq.console import Json, progress_bars, say_error, show
 from onnxq.errors import OnnxqError, UsageError
 from onnxq.quality import METRICS
+from onnxq.runtime.remote import local_path
 
 app = typer.Typer(
     name="onnxq",
@@ -28,7 +29,14 @@ app.add_typer(working.app)
 app.add_typer(explaining.app)
 app.add_typer(searching.app)
 
-Model = Annotated[Path, typer.Argument(help="An ONNX file, or a folder that holds one.")]
+Model = Annotated[
+    Path,
+    typer.Argument(
+        help="An ONNX file, a folder that holds one, or a URL (s3://, hf://, https://).",
+        parser=local_path,
+        metavar="MODEL",
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Option(help="Inputs: a folder of .npz, texts, images or audio, or one such file."),

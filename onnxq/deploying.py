@@ -8,12 +8,20 @@ from typing import Annotated
 import typer
 
 from onnxq.console import Json, progress_bars, show
+from onnxq.runtime.remote import local_path
 
 __all__ = ["app"]
 
 app = typer.Typer()
 
-_Artifact = Annotated[Path, typer.Argument(help="An artifact or any model: folder or .onnx.")]
+_Artifact = Annotated[
+    Path,
+    typer.Argument(
+        help="An artifact or any model: folder, .onnx or URL.",
+        parser=local_path,
+        metavar="ARTIFACT",
+    ),
+]
 _Target = Annotated[str, typer.Option("--target", "-t", help="A name: `onnxq targets`.")]
 _Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Option of the target: key=value. Repeatable.")

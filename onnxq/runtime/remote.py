@@ -1,0 +1,197 @@
+"""Models and data that are elsewhere: s3://, gs://, https://, hf://, zip://, whatever fsspec knows.
+
+What is remote is copied once into the cache, in ranges: a read that fails is tried again, a copy
+that was interrupted goes on where it stopped, and a file that has changed at its source is copied
+anew. From then on it is a local file, of which weights are mapped and not loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from onnxq.errors import MissingDependency, ModelLoadError
+from onnxq.runtime.cache import cache_folder
+
+__all__ = ["is_remote", "local_path"]
+
+_CHUNK = 16 << 20
+_TRIES = 8
+_WAIT = 0.2
+"""Seconds before a failed read is tried again; twice as long each time."""
+_VERSION_KEYS = (
+    "ETag",
+    "etag",
+    "checksum",
+    "sha256",
+    "md5Hash",
+    "LastModified",
+    "mtime",
+    "created",
+)
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+
+
+def is_remote(place: str | Path) -> bool:
+    """Whether a place is a URL that fsspec is to open."""
+    return "://" in str(place)
+
+
+def local_path(place: str | Path, *, progress: Progress | None = None) -> Path:
+    """A place on this machine: itself, or a copy of what a URL means.
+
+    Args:
+        place: a path; or the URL of a file or folder. Of an ``.onnx`` file, the files beside it
+            whose names begin with its own, which hold its weights, come along.
+        progress: called with (name, bytes copied, bytes in all) for each file.
+
+    Raises:
+        ModelLoadError: there is nothing, or reading failed again and again; what was copied is
+            kept, and the next try goes on from there.
+        MissingDependency: a package that opens this kind of URL is not installed.
+    """
+    if not is_remote(place):
+        return Path(place)
+    url = str(place).rstrip("/")
+    system, root = _opened(url)
+    files = list(_files(system, root, url))
+    folder = cache_folder() / "remote" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    for path, name in files:
+        _copy(system, path, folder / name, url, progress)
+    return folder if _is_folder(system, root) else folder / files[0][1]
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise MissingDependency("fsspec", "remote", f"Reading {url}") from error
+    try:
+        system, root = url_to_fs(url)
+    except ImportError as error:
+        kind = url.split("://")[0]
+        raise MissingDependency(
+            str(error.name or kind), "remote", f"Reading {url} ({kind}://)"
+        ) from error
+    except ValueError as error:
+        raise ModelLoadError(f"{url} cannot be opened: {error}") from error
+    return system, root
+
+
+def _files(system: Any, root: str, url: str) -> Iterator[tuple[str, str]]:
+    """Files to copy, with their names in the copy: the file itself first."""
+    try:
+        if _is_folder(system, root):
+            found = _patiently(lambda: sorted(system.find(root)), url)
+            base = PurePosixPath(root)
+            if not found:
+                raise FileNotFoundError
+            yield from ((path, str(PurePosixPath(path).relative_to(base))) for path in found)
+            return
+        _patiently(lambda: system.info(root), url)
+        yield root, PurePosixPath(root).name
+        for path in _beside(system, root):
+            yield path, PurePosixPath(path).name
+    except FileNotFoundError as error:
+        raise ModelLoadError(f"There is nothing at {url}. Check the address.") from error
+
+
+def _is_folder(system: Any, root: str) -> bool:
+    return not root.endswith((".onnx", ".npz", ".txt", ".gguf")) and bool(
+        _patiently(lambda: system.isdir(root), root)
+    )
+
+
+def _beside(system: Any, root: str) -> list[str]:
+    """Files with the weights of an ONNX file: beside it, their names begin with its own."""
+    if not root.endswith(".onnx"):
+        return []
+    try:
+        near = _patiently(lambda: system.ls(str(PurePosixPath(root).parent), detail=False), root)
+    except (ModelLoadError, NotImplementedError, FileNotFoundError):
+        near = []
+    stem = PurePosixPath(root).stem
+    return [p for p in near if p != root and PurePosixPath(p).name.startswith(f"{stem}.")]
+
+
+def _copy(system: Any, path: str, target: Path, url: str, progress: Progress | None) -> None:
+    """Copy a file unless this very version is there."""
+    info = _patiently(lambda: system.info(path), url)
+    size = info.get("size")
+    identity = {"size": size, **{k: str(info[k]) for k in _VERSION_KEYS if info.get(k)}}
+    note, part = (
+        target.with_name(f"{target.name}.source.json"),
+        target.with_name(f"{target.name}.part"),
+    )
+    known = json.loads(note.read_text()) if note.is_file() else None
+    if target.is_file() and known == identity:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if known != identity:
+        part.unlink(missing_ok=True)
+        note.write_text(json.dumps(identity))
+    with part.open("ab") as stream:
+        for chunk in _chunks(system, path, stream.tell(), size, url):
+            stream.write(chunk)
+            if progress is not None:
+                progress(f"copy {target.name}", stream.tell(), size or 0)
+        stream.flush()
+        os.fsync(stream.fileno())
+    if size is not None and part.stat().st_size != size:
+        part.unlink()
+        raise ModelLoadError(
+            f"{path} of {url} was to have {size} bytes and gave another number: it changed while "
+            "it was read. Try again."
+        )
+    part.replace(target)
+
+
+def _chunks(system: Any, path: str, start: int, size: int | None, url: str) -> Iterator[bytes]:
+    if size is None:
+        yield _patiently(lambda: system.cat_file(path), url)
+        return
+    while start < size:
+        end = min(start + _CHUNK, size)
+
+        def read(start: int = start, end: int = end) -> bytes:
+            chunk: bytes = system.cat_file(path, start=start, end=end)
+            if len(chunk) != end - start:
+                raise OSError(f"{len(chunk)} bytes came of {end - start}")
+            return chunk
+
+        yield _patiently(read, url)
+        start = end
+
+
+def _patiently(read: Callable[[], Any], url: str) -> Any:
+    """What ``read`` gives, tried again when the network fails.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ModelLoadError: it failed every time.
+    """
+    wait = _WAIT
+    for left in reversed(range(_TRIES)):
+        try:
+            return read()
+        except (FileNotFoundError, NotImplementedError):
+            raise
+        except Exception as error:
+            if not left:
+                raise ModelLoadError(
+                    f"{url} cannot be read: {type(error).__name__}: {error} ({_TRIES} tries). What "
+                    "was copied is kept: the same command goes on from there."
+                ) from error
+            _log.info("reading %s failed (%s); %d tries left", url, error, left)
+            time.sleep(wait)
+            wait *= 2
+    raise AssertionError
