@@ -16,7 +16,6 @@ from onnxq.graph import load, save
 from onnxq.runtime import remote
 from onnxq.runtime.remote import local_path
 
-
 CHUNK = 200
 
 
