@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxq.export.tensorrt_codes import CODES, Finding, finding
+from onnxq.export.tensorrt_plugins import HOW_TO_BUILD, is_plugged
 from onnxq.export.tensorrt_reading import DYNAMIC, Reading, is_standard, type_of
 from onnxq.graph import is_weight
 
@@ -125,7 +126,7 @@ def known_operators(reading: Reading) -> Iterator[Finding]:
     """Operators that TensorRT's parser has no importer for, and the model no usable body."""
     functions = reading.model.functions
     for name, node in reading.nodes:
-        if node.op_type in reading.plugins:
+        if is_plugged(node, reading.plugins):
             continue
         if node.op_identifier() in functions:
             missing = _unparsed(functions[node.op_identifier()])
@@ -134,7 +135,7 @@ def known_operators(reading: Reading) -> Iterator[Finding]:
                     node,
                     name,
                     f"its function uses {', '.join(missing)}, which TensorRT's parser has not",
-                    "quantize to int8, int4 or FP4 with write=dequantize, or give it a plugin",
+                    "quantize to int8, int4 or FP4 with write=dequantize" + _or_plugins(reading),
                 )
         elif node.domain in _ORDINARY and node.op_type in UNPARSED - INTEGER:
             yield _operator(
@@ -153,6 +154,13 @@ def known_operators(reading: Reading) -> Iterator[Finding]:
             )
 
 
+def _or_plugins(reading: Reading) -> str:
+    """How an operator of onnxq runs after all, where the runtime takes plugins."""
+    if reading.runtime != "tensorrt":
+        return ""
+    return f", or set plugins=onnxq, for which {HOW_TO_BUILD}"
+
+
 def _unparsed(function: ir.Function) -> list[str]:
     """Operators of a function that the parser does not have."""
     return sorted({node.op_type for node in function if node.op_type in UNPARSED})
@@ -161,7 +169,9 @@ def _unparsed(function: ir.Function) -> list[str]:
 def bare_codes(reading: Reading) -> Iterator[Finding]:
     """A constant of int8 or less that something else than DequantizeLinear reads."""
     for name, node in reading.nodes:
-        if reading.of(node) is not None or node.op_type in (*reading.plugins, *INTEGER):
+        if reading.of(node) is not None or node.op_type in INTEGER:
+            continue
+        if is_plugged(node, reading.plugins):
             continue
         body = reading.model.functions.get(node.op_identifier())
         for index, value in enumerate(node.inputs):

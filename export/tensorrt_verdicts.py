@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 import onnx_ir as ir
 
 from onnxq.export.target import Execution, SiteVerdict, Verdicts
+from onnxq.export.tensorrt_plugins import is_plugged, plugin_refusal
 from onnxq.export.tensorrt_reading import WEIGHTED, Coded, Reading
 from onnxq.export.tensorrt_rules import Effect, Violation, find_violations
 from onnxq.graph import Site, opset_of
@@ -119,16 +120,18 @@ def _bodies(reading: Reading, refused: Collection[Violation]) -> Iterator[SiteVe
     """Operators that the model defines itself: a plugin computes them, or their body does."""
     told = {violation.node for violation in refused}
     for name, node in reading.nodes:
-        if node.op_identifier() not in reading.model.functions or node in told:
+        if node in told:
             continue
-        if node.op_type in reading.plugins:
+        if is_plugged(node, reading.plugins):
+            reason = plugin_refusal(node)
             yield SiteVerdict(
                 site=name,
-                execution=Execution.LOW_BIT,
+                execution=Execution.LOW_BIT if reason is None else Execution.UNSUPPORTED,
                 rule="plugin",
-                kernel=f"{node.op_type} plugin",
+                kernel="" if reason else f"{node.op_type} plugin",
+                reason=reason or "",
             )
-        else:
+        elif node.op_identifier() in reading.model.functions:
             yield SiteVerdict(
                 site=name,
                 execution=Execution.FUNCTION,

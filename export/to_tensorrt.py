@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from onnxq.export.genai import copy_companions
 from onnxq.export.target import DeploymentTarget, Verdicts
 from onnxq.export.tensorrt_engine import Engine, build_engine
 from onnxq.export.tensorrt_plan import products_of
+from onnxq.export.tensorrt_plugins import PluginChoice, plugin_choice, use_plugins
 from onnxq.export.tensorrt_polygraphy import build_with_polygraphy, compare_engine, has_gpu
 from onnxq.export.tensorrt_profiles import Shape, forget_question_marks, input_shapes
 from onnxq.export.tensorrt_reading import Reading
@@ -111,14 +113,12 @@ class _Engines(DeploymentTarget):
     @contextlib.contextmanager
     def _prepared(self, model: ir.Model, path: Path) -> Iterator[Path]:
         """The file that is parsed: the given one, or a rewritten copy while it is needed."""
-        stripped = {key for key, f in model.functions.items() if f.name in self._plugins()}
         prepared = clone_model(self._rewritten(model))
         is_named = not forget_question_marks(prepared)
-        if is_named and not stripped and not self.float16 and not self.fp4:
+        if is_named and not self._plugins() and not self.float16 and not self.fp4:
             yield path
             return
-        for key in stripped:
-            del prepared.functions[key]
+        use_plugins(prepared, self._plugins())
         with tempfile.TemporaryDirectory(prefix="onnxq-tensorrt-") as folder:
             yield save(prepared, Path(folder) / path.name)
 
@@ -236,8 +236,9 @@ class TensorRt(_Engines):
     """TensorRT: the fastest kernels of the GPU that the engine is built on, through Polygraphy.
 
     Attributes:
-        plugins: operators of onnxq that a registered plugin computes; their functions are taken
-            out of the model, because TensorRT prefers a function to a plugin.
+        plugins: what computes operators of onnxq instead of their functions: ``onnxq`` for the
+            library of this installation, a path of another build of it, or operators that the
+            program has registered plugins for; see `onnxq.export.tensorrt_plugins`.
         timing_cache: file with the kernel times of an earlier build; one is always written.
     """
 
@@ -246,8 +247,19 @@ class TensorRt(_Engines):
     plugins: tuple[str, ...] = ()
     timing_cache: Path | None = None
 
+    def build(self, source: Path, staging: Path) -> Mapping[str, Any]:
+        """As every engine; a library of plugins comes along, to be loaded before the engine."""
+        verified = dict(super().build(source, staging))
+        for path in self._choice().load(self._import()):
+            shutil.copyfile(path, staging / path.name)
+            verified[path.name] = "plugins: load this library before the engine"
+        return verified
+
+    def _choice(self) -> PluginChoice:
+        return plugin_choice(self.plugins)
+
     def _plugins(self) -> tuple[str, ...]:
-        return self.plugins
+        return self._choice().operators
 
     def _import(self) -> Any:
         try:
@@ -259,6 +271,7 @@ class TensorRt(_Engines):
         return tensorrt
 
     def _engine(self, runtime: Any, path: Path, shapes: Sequence[Shape]) -> Engine:
+        self._choice().load(runtime)
         return build_with_polygraphy(
             runtime,
             path,

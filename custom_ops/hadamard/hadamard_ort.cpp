@@ -7,54 +7,23 @@
 #include "../ort/ops.h"
 #include "hadamard.h"
 #include "hadamard_cuda.h"
+#include "hadamard_node.h"
 
 namespace onnxq::ort {
 namespace {
 
 constexpr int64_t kLeast = 16384;  // floats worth a thread of their own
 
-// Attributes and shapes, checked the same way for every element type and provider.
-class Checked {
- public:
-  Checked(const Api* api, const KernelInfo* info) : size_(integer_attribute(api, info, "size")) {
-    if (size_ < 1) {
-      throw InvalidArgument("Hadamard: attribute size is " + std::to_string(size_) +
-                            ", and must be at least 1");
-    }
-  }
-
- protected:
-  HadamardSize size(const Tensor& x, const Tensor& factor) const {
-    if (x.shape.empty() || x.shape.back() % size_ != 0) {
-      throw InvalidArgument(
-          "Hadamard: X has shape " + text_of(x.shape) +
-          "; its last axis must be a multiple of size = " + std::to_string(size_));
-    }
-    const bool square = factor.shape.size() == 2 && factor.shape[0] == factor.shape[1];
-    const int64_t order = square ? factor.shape[0] : 0;
-    const int64_t power = order > 0 && size_ % order == 0 ? size_ / order : 0;
-    if (power == 0 || (power & (power - 1)) != 0) {
-      throw InvalidArgument("Hadamard: factor has shape " + text_of(factor.shape) +
-                            "; it must be [m, m] with size = " + std::to_string(size_) +
-                            " being m times a power of two");
-    }
-    return {order, power};
-  }
-
-  int64_t width() const { return size_; }
-
- private:
-  int64_t size_;
-};
-
 // X, the factor and Y of one element type; Y may lie where X does.
 template <ElementType kType>
-struct Typed : Checked {
+struct Typed : HadamardNode {
   static constexpr const char *kName = "Hadamard", *kProvider = nullptr;
   static constexpr ElementType kInputs[] = {kType, kType};
   static constexpr ElementType kOutputs[] = {kType};
   static constexpr bool kInPlace = true;
-  using Checked::Checked;
+
+  Typed(const Api* api, const KernelInfo* info)
+      : HadamardNode(integer_attribute(api, info, "size")) {}
 
   static void infer(const Shapes& shapes) { shapes.same(0, 0); }
 };
@@ -99,17 +68,18 @@ struct HadamardHalf : Typed<ElementType::kFloat16> {
 };
 
 #ifdef ONNXQ_CUDA
-struct HadamardCuda : Typed<ElementType::kFloat> {
+template <ElementType kType>
+struct HadamardCuda : Typed<kType> {
   static constexpr const char* kProvider = "CUDAExecutionProvider";
-  using Typed::Typed;
+  using Typed<kType>::Typed;
 
   void compute(const Context& context) const {
     const Tensor x = context.input(0), factor = context.input(1);
     const HadamardSize size = this->size(x, factor);
     const Tensor y = context.output(0, x.shape);
     const char* error =
-        onnxq_hadamard_cuda(x.as<float>(), y.as<float>(), x.count() / width(), size.factor,
-                            size.power, factor.as<float>(), context.stream());
+        onnxq_hadamard_cuda(x.data, y.data, x.count() / this->width(), size.factor, size.power,
+                            factor.data, kType == ElementType::kFloat16, context.stream());
     if (error != nullptr) throw std::runtime_error(std::string("Hadamard on CUDA: ") + error);
   }
 };
@@ -120,7 +90,8 @@ struct HadamardCuda : Typed<ElementType::kFloat> {
 std::vector<const CustomOp*> hadamard_ops(const Api* api) {
   std::vector<const CustomOp*> ops = {new Op<HadamardFloat>(api), new Op<HadamardHalf>(api)};
 #ifdef ONNXQ_CUDA
-  ops.push_back(new Op<HadamardCuda>(api));
+  ops.push_back(new Op<HadamardCuda<ElementType::kFloat>>(api));
+  ops.push_back(new Op<HadamardCuda<ElementType::kFloat16>>(api));
 #endif
   return ops;
 }

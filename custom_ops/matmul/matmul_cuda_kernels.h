@@ -20,11 +20,11 @@
 // largest magnitude of those that share a scale.
 #pragma once
 
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <mma.h>
 
 #include "device.h"
+#include "element.h"
 #include "matmul_cuda.h"
 
 namespace onnxq::cuda {
@@ -39,11 +39,6 @@ template <int kValue>
 struct Bits {
   static constexpr int value = kValue;
 };
-
-__device__ inline float as_float(float value) { return value; }
-__device__ inline float as_float(__half value) { return __half2float(value); }
-__device__ inline void store(float* to, float value) { *to = value; }
-__device__ inline void store(__half* to, float value) { *to = __float2half_rn(value); }
 
 // Eight activations from `column` on, a multiple of 8; zeros behind the last column or token.
 template <class Element>
@@ -104,13 +99,20 @@ __device__ inline void round_octet(float (&a)[kOctet], float most) {
 template <int kTokens>
 constexpr int kRowsFor = kTokens == 1 ? 4 : 2;
 
+// What a block of `multiply_few_block` shares.
+template <class Weight, int kTokens>
+struct FewShared {
+  typename Weight::Shared tables;
+  float most[kTokens];
+  float parts[kWarps][kRowsFor<kTokens> * kTokens];
+};
+
 // kTokens tokens times kRowsFor<kTokens> rows for each block.
 template <class Weight, class Element, int kTokens>
-__global__ void __launch_bounds__(kThreads) multiply_few(onnxq_matmul call, Weight weight) {
+__device__ __forceinline__ void multiply_few_block(const onnxq_matmul& call, const Weight& weight,
+                                                   FewShared<Weight, kTokens>& block) {
   constexpr int kRows = kRowsFor<kTokens>;
-  __shared__ typename Weight::Shared shared;
-  __shared__ float most[kTokens];
-  __shared__ float parts[kWarps][kRows * kTokens];
+  auto& [shared, most, parts] = block;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows;
   const int64_t token = static_cast<int64_t>(blockIdx.y) * kTokens;
@@ -167,6 +169,12 @@ __global__ void __launch_bounds__(kThreads) multiply_few(onnxq_matmul call, Weig
   float sum = 0.0f;
   for (int part = 0; part < kWarps; ++part) sum += parts[part][thread];
   store(static_cast<Element*>(call.y) + (token + t) * call.rows + row + r, sum);
+}
+
+template <class Weight, class Element, int kTokens>
+__global__ void __launch_bounds__(kThreads) multiply_few(onnxq_matmul call, Weight weight) {
+  __shared__ FewShared<Weight, kTokens> block;
+  multiply_few_block<Weight, Element>(call, weight, block);
 }
 
 // What tensor cores multiply: fragments of 16 x 16 x kDeep.
@@ -253,17 +261,23 @@ __device__ inline float largest_of_span(const onnxq_matmul& call, int64_t token,
   return largest_of_lanes(most, static_cast<int>(span < kTile ? span : kTile) / kOctet);
 }
 
+// What a block of `multiply_many_block` shares: tiles, and where they were, results.
+template <class Weight, class Cores>
+struct ManyShared {
+  static constexpr int kTilesBytes = static_cast<int>(sizeof(Tiles<Cores>));
+  static constexpr int kStagedBytes = static_cast<int>(sizeof(float)) * kTile * kStaged;
+  __align__(128) unsigned char memory[kTilesBytes > kStagedBytes ? kTilesBytes : kStagedBytes];
+  typename Weight::Shared tables;
+  float most[kTile];
+};
+
 // kTile tokens times kTile rows for each block; four blocks and more share a multiprocessor, so
 // that some decode while others multiply.
 template <class Weight, class Element, class Cores>
-__global__ void __launch_bounds__(kThreads) multiply_many(onnxq_matmul call, Weight weight) {
+__device__ __forceinline__ void multiply_many_block(const onnxq_matmul& call, const Weight& weight,
+                                                    ManyShared<Weight, Cores>& block) {
   namespace wmma = nvcuda::wmma;
-  constexpr int kTilesBytes = static_cast<int>(sizeof(Tiles<Cores>));
-  constexpr int kStagedBytes = static_cast<int>(sizeof(float)) * kTile * kStaged;
-  __shared__ typename Weight::Shared shared;
-  __shared__ __align__(
-      128) unsigned char memory[kTilesBytes > kStagedBytes ? kTilesBytes : kStagedBytes];
-  __shared__ float most[kTile];
+  auto& [memory, shared, most] = block;
   Tiles<Cores>& tiles = *reinterpret_cast<Tiles<Cores>*>(memory);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kTile;
@@ -319,6 +333,12 @@ __global__ void __launch_bounds__(kThreads) multiply_many(onnxq_matmul call, Wei
     store(static_cast<Element*>(call.y) + (token + t) * call.rows + row + r,
           staged[t * kStaged + r]);
   }
+}
+
+template <class Weight, class Element, class Cores>
+__global__ void __launch_bounds__(kThreads) multiply_many(onnxq_matmul call, Weight weight) {
+  __shared__ ManyShared<Weight, Cores> block;
+  multiply_many_block<Weight, Element>(call, weight, block);
 }
 
 // What is wrong with a call; null when nothing is.

@@ -1,23 +1,11 @@
-// Products with stored weights on CUDA, as operators of ONNX Runtime: `MatMulCuda<Weights, kType>`
-// makes one from what the weights say of themselves:
-//
-//   struct Weights {
-//     static constexpr const char* kName;
-//     static constexpr ElementType kArrays[];          // inputs behind the activations
-//     static constexpr const char* kAttributes[];      // integers, all there
-//     // The struct of <op>_cuda.h. Arrays lie on the device: only their shapes can be checked.
-//     static Stored stored(const Attributes&, const Shape& shape, const std::vector<Tensor>&
-//     arrays); static constexpr auto kMultiply = onnxq_..._cuda; static constexpr int kSpan; //
-//     activation_span of onnxq_matmul
-//   };
-//
-// Nothing is repacked: kernels read the arrays of the file.
+// Products with stored weights on CUDA, as operators of ONNX Runtime: `MatMulCuda<Product, kType,
+// kHalves>` makes one from what the product says of itself (matmul_cuda_stored.h).
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "matmul_cuda.h"
+#include "matmul_cuda_stored.h"
 #include "matmul_op.h"
 
 namespace onnxq::ort {
@@ -28,63 +16,65 @@ constexpr const char* kCuda = nullptr;  // kernels compiled for the CPU, for tes
 constexpr const char* kCuda = "CUDAExecutionProvider";
 #endif
 
-// What every weight has.
-struct Shape {
-  int64_t rows, columns;
+// The type of an array that a product says; `halves` of those that it may choose from.
+constexpr ElementType type_of_array(char kind, bool halves) {
+  switch (kind) {
+    case 'u':
+      return ElementType::kUint8;
+    case 'i':
+      return ElementType::kInt8;
+    case 's':
+      return halves ? ElementType::kFloat16 : ElementType::kFloat;
+    case 't':
+      return halves ? ElementType::kFloat16 : ElementType::kInt8;
+    default:
+      return ElementType::kFloat16;
+  }
+}
+
+template <class Product, ElementType kType, bool kHalves>
+struct MatMulCudaInputs {
+  constexpr ElementType operator[](size_t index) const {
+    return index == 0 ? kType : type_of_array(Product::kArrays[index - 1], kHalves);
+  }
+  constexpr size_t size() const { return std::size(Product::kArrays); }  // its end stands for A
 };
 
-template <class Weights, ElementType kType>
+template <class Product, ElementType kType, bool kHalves>
 class MatMulCuda {
  public:
-  static constexpr const char *kName = Weights::kName, *kProvider = kCuda;
+  static constexpr const char *kName = Product::kName, *kProvider = kCuda;
   static constexpr bool kInPlace = false;
-  static constexpr MatMulInputs<Weights, kType> kInputs{};
+  static constexpr MatMulCudaInputs<Product, kType, kHalves> kInputs{};
   static constexpr ElementType kOutputs[] = {kType};
 
   static void infer(const Shapes& shapes) { shapes.last_axis(0, 0, "rows"); }
 
   MatMulCuda(const Api* api, const KernelInfo* info)
-      : attributes_(api, info, kName, Weights::kAttributes) {
-    shape_ = {attributes_.integer("rows", 1, kMaxSize - 1),
-              attributes_.integer("columns", 1, kMaxSize - 1)};
-    call_.rows = shape_.rows;
-    call_.columns = shape_.columns;
-    call_.is_half = kType == ElementType::kFloat16;
-    call_.activation_bits = static_cast<int32_t>(attributes_.integer("activation_bits", 8, 32));
-    call_.activation_span = Weights::kSpan;
-  }
+      : product_(attributes_of(api, info, kName, Product::kAttributes),
+                 kType == ElementType::kFloat16, kHalves) {}
 
   void compute(const Context& context) const {
     const Tensor a = context.input(0);
-    if (a.shape.empty() || a.shape.back() != shape_.columns) {
-      attributes_.fail("A has shape " + text_of(a.shape) +
-                       "; its last axis must be columns = " + std::to_string(shape_.columns));
-    }
+    const std::vector<int64_t> shape = product_.shape_of_result(a.shape);
     std::vector<Tensor> arrays;
     for (size_t index = 1; index < kInputs.size(); ++index) arrays.push_back(context.input(index));
-    const auto stored = Weights::stored(attributes_, shape_, arrays);
-    std::vector<int64_t> sizes = a.shape;
-    sizes.back() = shape_.rows;
-    onnxq_matmul call = call_;
-    call.a = a.data;
-    call.y = context.output(0, sizes).data;
-    call.tokens = a.count() / shape_.columns;
-    const char* const error = Weights::kMultiply(&call, &stored, context.stream());
-    if (error != nullptr) attributes_.fail(std::string("on CUDA: ") + error);
+    product_.start(a, arrays, context.output(0, shape).data, context.stream());
   }
 
  private:
-  Attributes attributes_;
-  Shape shape_;
-  onnxq_matmul call_{};
+  cuda::StoredProduct<Product> product_;
 };
 
-template <class... Weights>
-std::vector<const CustomOp*> matmul_cuda_ops_of(const Api* api) {
-  std::vector<const CustomOp*> ops;
-  (ops.push_back(new Op<MatMulCuda<Weights, ElementType::kFloat>>(api)), ...);
-  (ops.push_back(new Op<MatMulCuda<Weights, ElementType::kFloat16>>(api)), ...);
-  return ops;
+// Products whose arrays may have either of two types are two operators for each type of A.
+template <class Product>
+void add_matmul_cuda_ops(const Api* api, std::vector<const CustomOp*>& ops) {
+  ops.push_back(new Op<MatMulCuda<Product, ElementType::kFloat, false>>(api));
+  ops.push_back(new Op<MatMulCuda<Product, ElementType::kFloat16, false>>(api));
+  if constexpr (cuda::has_choice(Product::kArrays)) {
+    ops.push_back(new Op<MatMulCuda<Product, ElementType::kFloat, true>>(api));
+    ops.push_back(new Op<MatMulCuda<Product, ElementType::kFloat16, true>>(api));
+  }
 }
 
 }  // namespace onnxq::ort

@@ -36,48 +36,17 @@
 
 namespace onnxq::ort {
 
-// The integer attributes of a node, by name; they outlive the creation of its kernel.
-class Attributes {
- public:
-  template <size_t kCount>
-  Attributes(const Api* api, const KernelInfo* info, const char* op,
-             const char* const (&names)[kCount])
-      : op_(op) {
-    for (const char* name : names) values_[name] = integer_attribute(api, info, name);
-  }
-  Attributes(const char* op, std::map<std::string, int64_t> values)
-      : op_(op), values_(std::move(values)) {}
+// The integer attributes of a node; they outlive the creation of its kernel.
+template <size_t kCount>
+Attributes attributes_of(const Api* api, const KernelInfo* info, const char* op,
+                         const char* const (&names)[kCount]) {
+  std::map<std::string, int64_t> values;
+  for (const char* name : names) values[name] = integer_attribute(api, info, name);
+  return Attributes(op, std::move(values));
+}
 
-  // An integer in [lowest, highest].
-  int64_t integer(const char* name, int64_t lowest, int64_t highest) const {
-    const int64_t value = values_.at(name);
-    if (value < lowest || value > highest) {
-      fail("attribute " + std::string(name) + " is " + std::to_string(value) +
-           ", and must be from " + std::to_string(lowest) + " to " + std::to_string(highest));
-    }
-    return value;
-  }
-
-  [[noreturn]] void fail(const std::string& what) const {
-    throw InvalidArgument(op_ + ": " + what);
-  }
-
-  // Says which array is wrong when its shape is not the one wanted.
-  void want(const char* array, const Tensor& tensor, const std::vector<int64_t>& shape) const {
-    if (tensor.shape != shape) {
-      fail(std::string(array) + " has shape " + text_of(tensor.shape) + ", and must have " +
-           text_of(shape));
-    }
-  }
-
- private:
-  std::string op_;
-  std::map<std::string, int64_t> values_;
-};
-
-constexpr int64_t kMaxSize = int64_t{1} << 31;  // of rows, and of columns
-constexpr int64_t kPartProducts = 1 << 17;      // products worth a thread of their own
-constexpr int64_t kPartFloats = 1 << 13;        // activations worth a thread of their own
+constexpr int64_t kPartProducts = 1 << 17;  // products worth a thread of their own
+constexpr int64_t kPartFloats = 1 << 13;    // activations worth a thread of their own
 
 // Memory for what is prepared, at the start of a cache line.
 class Prepared {
@@ -117,7 +86,7 @@ class MatMul {
   static void infer(const Shapes& shapes) { shapes.last_axis(0, 0, "rows"); }
 
   MatMul(const Api* api, const KernelInfo* info)
-      : attributes_(api, info, kName, Weights::kAttributes) {
+      : attributes_(attributes_of(api, info, kName, Weights::kAttributes)) {
     std::vector<Tensor> arrays;
     for (size_t index = 1; index <= kArrayCount; ++index) {
       int is_constant = 0;

@@ -18,22 +18,21 @@
 #include <exception>
 #include <iterator>
 #include <new>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "../matmul/node.h"
 #include "abi.h"
 
 namespace onnxq::ort {
 
+using onnxq::Attributes;
+using onnxq::InvalidArgument;
+using onnxq::Tensor;
+
 // A status that ONNX Runtime gave, on its way back to it.
 struct Failure {
   Status* status;
-};
-
-// What is wrong with a model or its inputs, as a sentence.
-struct InvalidArgument : std::runtime_error {
-  using std::runtime_error::runtime_error;
 };
 
 inline void check(Status* status) {
@@ -70,29 +69,6 @@ inline std::vector<int64_t> dimensions(const Api* api, const TensorInfo* info) {
   check(GetDimensions(api, info, sizes.data(), rank));
   return sizes;
 }
-
-inline std::string text_of(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (size_t axis = 0; axis < shape.size(); ++axis) {
-    text += (axis ? ", " : "") + std::to_string(shape[axis]);
-  }
-  return text + "]";
-}
-
-struct Tensor {
-  void* data;
-  std::vector<int64_t> shape;
-
-  template <class Element>
-  Element* as() const {
-    return static_cast<Element*>(data);
-  }
-  int64_t count() const {
-    int64_t product = 1;
-    for (int64_t size : shape) product *= size;
-    return product;
-  }
-};
 
 // Shape information that is to be given back.
 struct Owned {

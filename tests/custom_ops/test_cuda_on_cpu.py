@@ -71,6 +71,11 @@ def test_hadamard_rows_are_those_of_the_reference(kernels, order, power):
     wanted = hadamard_reference(x.astype(np.float64), factor.astype(np.float64), order * power)
     found = kernels.hadamard(x, factor)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2.0**-24 * order * power)
+    half, halves = x.astype(np.float16), factor.astype(np.float16)
+    wanted = hadamard_reference(half.astype(np.float64), halves.astype(np.float64), order * power)
+    found = kernels.hadamard(half, halves).astype(np.float64)
+    off = 2.0**-11 * np.abs(wanted) + 2.0**-24 * order * power
+    assert (np.abs(found - wanted) <= off).all()
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

@@ -143,7 +143,7 @@ class Kernels:
         self._refused(function(ctypes.byref(call), ctypes.byref(numbers), None))
 
     def hadamard(self, x, factor):
-        """Rows of ``x`` through ``onnxq_hadamard_cuda``, float32."""
+        """Rows of ``x`` through ``onnxq_hadamard_cuda``, float32 or float16 as ``factor``."""
         function = self.library.onnxq_hadamard_cuda
         function.restype = ctypes.c_char_p
         order = len(factor)
@@ -156,6 +156,7 @@ class Kernels:
                     _LONG(order),
                     _LONG(x.shape[1] // order),
                     _POINTER(small),
+                    _INT(x.dtype == np.float16),
                     None,
                 )
             )

@@ -1,6 +1,7 @@
 """The kernels of CUDA compiled as C++, with the words of CUDA from custom_ops/matmul/tests."""
 
 import ctypes
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 SOURCE = Path(__file__).parents[2] / "custom_ops"
+CUDA_HEADERS = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
 SHIM = SOURCE / "matmul" / "tests" / "cuda_on_cpu"
 
 
@@ -36,6 +38,27 @@ def build(folder: Path) -> Path:
             raise RuntimeError(f"{pair} did not compile")
     library = folder / "cuda_on_cpu.so"
     subprocess.run([compiler(), "-shared", *map(str, objects), "-o", str(library)], check=True)
+    return library
+
+
+def tensorrt_headers() -> Path | None:
+    """The folder with TensorRT's headers, where ``ONNXQ_TENSORRT_INCLUDE`` names one."""
+    folder = Path(os.environ.get("ONNXQ_TENSORRT_INCLUDE", "/nowhere"))
+    return folder if (folder / "NvInferRuntime.h").exists() else None
+
+
+def build_plugins(folder: Path, kernels: Path) -> Path:
+    """A library of the plugins for TensorRT over ``kernels``, and of what runs them.
+
+    It needs `tensorrt_headers`, and those of CUDA.
+    """
+    headers = [f"-isystem{path}" for path in (tensorrt_headers(), CUDA_HEADERS)]
+    options = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+    plugins = SOURCE / "tensorrt"
+    sources = [*plugins.glob("*.cpp"), plugins / "tests" / "plugin_on_cpu.cpp"]
+    library = folder / "plugins_on_cpu.so"
+    command = [compiler(), *options, *headers, "-shared", *map(str, sources), str(kernels)]
+    subprocess.run([*command, f"-Wl,-rpath,{kernels.parent}", "-o", str(library)], check=True)
     return library
 
 

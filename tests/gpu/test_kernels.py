@@ -60,3 +60,8 @@ def test_hadamard_rows_are_those_of_the_reference(kernels, order, power):
     off = np.linalg.norm(found - wanted, axis=1)
     stages = np.log2(power) + 3 + order * np.sqrt(order)
     assert (off <= 2.0**-24 * stages * np.linalg.norm(x, axis=1)).all()
+    half, halves = x.astype(np.float16), factor.astype(np.float16)
+    wanted = hadamard_reference(half.astype(np.float64), halves.astype(np.float64), order * power)
+    off = np.linalg.norm(kernels.hadamard(half, halves) - wanted, axis=1)
+    units = 2.0**-11 + 2.0**-24 * stages
+    assert (off <= units * np.linalg.norm(half.astype(np.float64), axis=1)).all()
