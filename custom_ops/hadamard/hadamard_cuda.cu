@@ -1,45 +1,13 @@
-// One block of threads for each row, which stays in shared memory from the first stage to the last.
-#include <cuda_runtime.h>
-
-#include "../matmul/element.h"
 #include "hadamard_cuda.h"
 
-extern __shared__ float onnxq_hadamard_row[];
+#include "hadamard_cuda_kernels.h"
 
 namespace {
-
-constexpr int kThreads = 256;
 
 template <class Element>
 __global__ void transform_rows(const Element* x, Element* y, int factor_size, int power,
                                const Element* factor, float scale) {
-  using namespace onnxq::cuda;
-  float* const row = onnxq_hadamard_row;
-  const int width = factor_size * power;
-  x += static_cast<int64_t>(blockIdx.x) * width;
-  y += static_cast<int64_t>(blockIdx.x) * width;
-  for (int at = threadIdx.x; at < width; at += blockDim.x) row[at] = as_float(x[at]) * scale;
-  __syncthreads();
-  for (int step = 1; step < power; step *= 2) {
-    for (int pair = threadIdx.x; pair < width / 2; pair += blockDim.x) {
-      const int low = (pair / step) * 2 * step + pair % step;
-      const float a = row[low], b = row[low + step];
-      row[low] = a + b;
-      row[low + step] = a - b;
-    }
-    __syncthreads();
-  }
-  for (int at = threadIdx.x; at < width; at += blockDim.x) {
-    float sum = row[at];
-    if (factor_size > 1) {
-      const int output = at / power, column = at % power;
-      sum = 0.0f;
-      for (int input = 0; input < factor_size; ++input) {
-        sum = fmaf(row[input * power + column], as_float(factor[input * factor_size + output]), sum);
-      }
-    }
-    store(y + at, sum);
-  }
+  onnxq::cuda::transform_row(x, y, factor_size, power, factor, scale);
 }
 
 template <class Element>
@@ -54,7 +22,7 @@ cudaError_t start(const Element* x, Element* y, int64_t rows, int64_t order, int
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(power));
   cudaLaunchConfig_t how = {};
   how.gridDim = dim3(static_cast<unsigned>(rows));
-  how.blockDim = dim3(kThreads);
+  how.blockDim = dim3(onnxq::cuda::kRowThreads);
   how.dynamicSmemBytes = static_cast<size_t>(bytes);
   how.stream = static_cast<cudaStream_t>(stream);
   return cudaLaunchKernelEx(&how, transform_rows<Element>, x, y, static_cast<int>(order),

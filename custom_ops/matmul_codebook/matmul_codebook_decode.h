@@ -16,7 +16,7 @@ struct CodebookWeight : onnxq_codebook {
   int64_t columns, rows, groups, column_blocks, book_bytes;
   bool is_shared;  // one set of books for the whole weight, and a small one
 
-  CodebookWeight(const onnxq_codebook& stored, const onnxq_matmul& call)
+  ONNXQ_DEVICE CodebookWeight(const onnxq_codebook& stored, const onnxq_matmul& call)
       : onnxq_codebook(stored),
         columns(call.columns),
         rows(call.rows),

@@ -86,7 +86,7 @@ struct E8pWeight : onnxq_e8p {
   using Shared = E8pBook;
   int64_t columns;
 
-  E8pWeight(const onnxq_e8p& stored, const onnxq_matmul& call)
+  ONNXQ_DEVICE E8pWeight(const onnxq_e8p& stored, const onnxq_matmul& call)
       : onnxq_e8p(stored), columns(call.columns) {}
 
   ONNXQ_DEVICE void load(Shared& shared, int thread, int threads) const {

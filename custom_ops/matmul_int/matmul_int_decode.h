@@ -14,7 +14,7 @@ struct IntWeight : onnxq_int {
   uint64_t flips;  // the high bits of codes that are signed
   float middle;    // subtracted from all codes when there are no zeros
 
-  IntWeight(const onnxq_int& stored, const onnxq_matmul& call)
+  ONNXQ_DEVICE IntWeight(const onnxq_int& stored, const onnxq_matmul& call)
       : onnxq_int(stored),
         columns(call.columns),
         groups((call.columns + stored.group - 1) / stored.group),

@@ -12,7 +12,7 @@ struct LutWeight : onnxq_lut {
   struct Shared {};
   int64_t columns;
 
-  LutWeight(const onnxq_lut& stored, const onnxq_matmul& call)
+  ONNXQ_DEVICE LutWeight(const onnxq_lut& stored, const onnxq_matmul& call)
       : onnxq_lut(stored), columns(call.columns) {}
 
   ONNXQ_DEVICE void load(Shared&, int, int) const {}

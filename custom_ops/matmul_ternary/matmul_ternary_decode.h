@@ -10,7 +10,7 @@ struct TernaryWeight : onnxq_ternary {
   struct Shared {};
   int64_t columns, groups, plane_bytes;
 
-  TernaryWeight(const onnxq_ternary& stored, const onnxq_matmul& call)
+  ONNXQ_DEVICE TernaryWeight(const onnxq_ternary& stored, const onnxq_matmul& call)
       : onnxq_ternary(stored),
         columns(call.columns),
         groups((call.columns + stored.group - 1) / stored.group),

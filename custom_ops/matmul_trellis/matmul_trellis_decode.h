@@ -34,7 +34,7 @@ struct TrellisWeight : onnxq_trellis {
   using Shared = HybNumbers;
   int64_t columns, rows;
 
-  TrellisWeight(const onnxq_trellis& stored, const onnxq_matmul& call)
+  ONNXQ_DEVICE TrellisWeight(const onnxq_trellis& stored, const onnxq_matmul& call)
       : onnxq_trellis(stored), columns(call.columns), rows(call.rows) {}
 
   ONNXQ_DEVICE void load(Shared& shared, int thread, int threads) const {

@@ -1,6 +1,7 @@
 """The plugins for TensorRT, compiled against its headers and run without it: kernels on the CPU.
 
-`custom_ops/tensorrt/tests/plugin_on_cpu.cpp` takes a plugin through the life that TensorRT gives it.
+`custom_ops/tensorrt/tests/plugin_on_cpu.cpp` takes a plugin through the life that TensorRT gives
+it.
 """
 
 import ctypes
@@ -144,9 +145,7 @@ def test_what_is_wrong_is_a_sentence(run):
 
     stage, said, _ = run(name, attributes, [inputs[0][..., :-1], *inputs[1:]], 67)
     assert stage == CONFIGURED
-    assert said == (
-        "onnxq.MatMulInt: A has shape [2, 3, 202]; its last axis must be columns = 203"
-    )
+    assert said == ("onnxq.MatMulInt: A has shape [2, 3, 202]; its last axis must be columns = 203")
 
     stage, said, _ = run(name, attributes, [inputs[0], inputs[1][:-1], *inputs[2:]], 67)
     assert stage == CONFIGURED

@@ -35,7 +35,9 @@ def products(model):
     return [node for node in model.graph if node.domain == "onnxq"]
 
 
-@pytest.mark.parametrize("fmt", ["int4_g32", "lut4", "vq_d4n256", "e8p2", "ternary", "trellis2_hyb"])
+@pytest.mark.parametrize(
+    "fmt", ["int4_g32", "lut4", "vq_d4n256", "e8p2", "ternary", "trellis2_hyb"]
+)
 def test_every_site_of_an_operator_is_a_plugin(fmt):
     verdicts = TensorRt(plugins=("onnxq",)).check(quantized(fmt))
     found = [v for v in verdicts.sites if v.rule == "plugin"]
@@ -108,7 +110,7 @@ def test_what_plugins_may_be():
     given = plugin_choice(("onnxq", "/a/libmine.so"))
     assert set(given.operators) == set(OPERATORS) and "Hadamard" in given.operators
     assert given.libraries == (tensorrt_plugins.LIBRARY, "/a/libmine.so")
-    with pytest.raises(UsageError, match="plugins=MatMulLuT is no operator of onnxq .*MatMulLut"):
+    with pytest.raises(UsageError, match=r"plugins=MatMulLuT is no operator of onnxq .*MatMulLut"):
         plugin_choice(("MatMulLuT",))
 
 
