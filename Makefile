@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 EXTRAS := cpu,torch,hf,gguf,genai,media,plots,tune,tensorrt-rtx,dev
 NATIVE := $(shell find custom_ops -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name CMakeLists.txt)
 
-.PHONY: setup demo test slow test-arm test-web test-gpu lint wheel-smoke results docs clean
+.PHONY: setup demo test slow test-arm test-web test-gpu test-tensorrt lint wheel-smoke results docs clean
 
 setup: $(VENV)/.installed
 
@@ -43,6 +43,14 @@ test-web: setup
 # the CUDA kernels, checked and timed on the first GPU
 test-gpu: setup
 	$(BIN)/python -m tests.bench gpu
+
+# the plugins for TensorRT without it: its headers, and its tensorrt.plugin as Python source
+PUBLIC := build/tensorrt
+test-tensorrt: setup
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(PUBLIC) \
+	  kernel-lens==2.0.1 tensorrt-cu13-bindings==11.4.0.106
+	PYTHONPATH=$(PUBLIC) ONNXQ_TENSORRT_INCLUDE=$(CURDIR)/$(PUBLIC)/kernel_lens/include/tensorrt \
+	  $(BIN)/python -m pytest -m trt tests/custom_ops
 
 lint: setup
 	$(BIN)/ruff check .

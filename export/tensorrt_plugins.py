@@ -8,6 +8,7 @@ Its parser turns constants of uint8 into int32, so codes are handed over as int8
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.resources
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -16,12 +17,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.custom_ops.catalog import SPECS
 from onnxq.custom_ops.functions import DOMAIN
-from onnxq.custom_ops.hadamard import HADAMARD
+from onnxq.custom_ops.tensorrt.nodes import PLUGINS
+from onnxq.custom_ops.tensorrt.python import register_plugins
 from onnxq.errors import UnsupportedGraph, UsageError
 from onnxq.graph import is_weight, replace_weight, site_name, walk_nodes
-from onnxq.graph.weights import add_weight, read_weight
+from onnxq.graph.weights import add_weight, read_weight, weight_tensor
 
 __all__ = [
     "HOW_TO_BUILD",
@@ -37,7 +38,7 @@ __all__ = [
 LIBRARY = "libonnxq_tensorrt.so"
 """The plugins in C++, built from custom_ops/tensorrt where headers of TensorRT were given."""
 
-OPERATORS = (*(spec.name for spec in SPECS), HADAMARD)
+OPERATORS = tuple(PLUGINS)
 """The operators that these plugins compute."""
 
 HOW_TO_BUILD = (
@@ -45,7 +46,12 @@ HOW_TO_BUILD = (
     "environment: ONNXQ_TENSORRT_INCLUDE=/path/to/TensorRT/include pip install ."
 )
 
+_PYTHON = "python"
 _ELEMENTS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_NO_PYTHON = (
+    "takes no plugins in Python that are compiled ahead of time (tensorrt.plugin.aot_impl): "
+    "install a later one, or take the plugins in C++, plugins=onnxq"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,17 +61,25 @@ class PluginChoice:
     Attributes:
         operators: the operators of onnxq that plugins compute.
         libraries: libraries to load into TensorRT's registry before a model is parsed.
+        in_python: whether to register the plugins in Python.
     """
 
     operators: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
+    in_python: bool = False
 
     def load(self, trt: Any) -> tuple[Path, ...]:
-        """Load the libraries into the registry of a TensorRT; where they are.
+        """Load the libraries into the registry of a TensorRT, and register plugins in Python.
+
+        Returns:
+            Where the libraries are, which an engine needs as it runs.
 
         Raises:
-            UsageError: a library was not built or is not there, or TensorRT does not load it.
+            UsageError: a library was not built or is not there, or TensorRT does not load it; or
+                it has no plugins in Python.
         """
+        if self.in_python:
+            register_plugins(_python_plugins(trt))
         paths = tuple(
             _built_library() if name == LIBRARY else Path(name) for name in self.libraries
         )
@@ -92,7 +106,8 @@ def plugin_choice(plugins: Sequence[str]) -> PluginChoice:
 
     Args:
         plugins: ``onnxq`` for the library of this installation, a path that ends in ``.so`` for
-            another build of it, or operators that the program has registered plugins for.
+            another build of it, ``python`` for the plugins in Python, or operators that the program
+            has registered plugins for.
 
     Raises:
         UsageError: none of these.
@@ -100,18 +115,21 @@ def plugin_choice(plugins: Sequence[str]) -> PluginChoice:
     operators: list[str] = []
     libraries: list[str] = []
     for name in plugins:
-        if name == DOMAIN or name.endswith(".so"):
+        if name in (DOMAIN, _PYTHON) or name.endswith(".so"):
             operators += OPERATORS
-            libraries.append(LIBRARY if name == DOMAIN else name)
+            libraries += [] if name == _PYTHON else [LIBRARY if name == DOMAIN else name]
         elif name in OPERATORS:
             operators.append(name)
         else:
             raise UsageError(
                 f"plugins={name} is no operator of onnxq ({', '.join(sorted(OPERATORS))}), no "
-                f"library (a path that ends in .so) and not {DOMAIN!r}, which stands for {LIBRARY}."
+                f"library (a path that ends in .so), not {DOMAIN!r}, which stands for {LIBRARY}, "
+                f"and not {_PYTHON!r}, the plugins in Python."
             )
     return PluginChoice(
-        operators=tuple(dict.fromkeys(operators)), libraries=tuple(dict.fromkeys(libraries))
+        operators=tuple(dict.fromkeys(operators)),
+        libraries=tuple(dict.fromkeys(libraries)),
+        in_python=_PYTHON in plugins,
     )
 
 
@@ -163,9 +181,9 @@ def is_plugged(node: ir.Node, operators: Collection[str]) -> bool:
 
 def _as_int8(model: ir.Model, value: ir.Value, users: dict[ir.Node, str]) -> ir.Value:
     """The same bytes as int8: the weight itself, or a copy where others read it."""
-    shape = [int(size) for size in value.shape or ()]
-    tensor = value.const_value
-    if value.producer() is None and tensor is not None and all(n in users for n, _ in value.uses()):
+    tensor = weight_tensor(value)
+    shape = [int(size) for size in tensor.shape.numpy()]
+    if value.producer() is None and all(node in users for node, _ in value.uses()):
         replace_weight(value, shape=shape, dtype=ir.DataType.INT8, compute=_bytes_of(tensor))
         return value
     array = read_weight(value).view(np.int8)
@@ -181,6 +199,17 @@ def _dtype(value: ir.Value) -> ir.DataType | None:
     if value.dtype is None and value.const_value is not None:
         return value.const_value.dtype
     return value.dtype
+
+
+def _python_plugins(trt: Any) -> Any:
+    """The module ``tensorrt.plugin``."""
+    try:
+        found = importlib.import_module(f"{trt.__name__}.plugin")
+    except ImportError as error:
+        raise UsageError(f"{trt.__name__} {trt.__version__} {_NO_PYTHON}.") from error
+    if not hasattr(found, "aot_impl"):
+        raise UsageError(f"{trt.__name__} {trt.__version__} {_NO_PYTHON}.")
+    return found
 
 
 def _built_library() -> Path:

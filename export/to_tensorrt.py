@@ -237,8 +237,9 @@ class TensorRt(_Engines):
 
     Attributes:
         plugins: what computes operators of onnxq instead of their functions: ``onnxq`` for the
-            library of this installation, a path of another build of it, or operators that the
-            program has registered plugins for; see `onnxq.export.tensorrt_plugins`.
+            library of this installation, a path of another build of it, ``python`` for plugins
+            whose kernels go into the engine, or operators that the program has registered plugins
+            for; see `onnxq.export.tensorrt_plugins`.
         timing_cache: file with the kernel times of an earlier build; one is always written.
     """
 

@@ -1,5 +1,7 @@
 """Plugins of TensorRT in Python: the table of operators, kernels of PTX, and what is registered."""
 
+import ctypes
+import platform
 import re
 import shutil
 import subprocess
@@ -9,13 +11,15 @@ import numpy as np
 import pytest
 
 from onnxq.custom_ops.catalog import SPECS, spec_of
-from onnxq.custom_ops.hadamard import HADAMARD
+from onnxq.custom_ops.hadamard import HADAMARD, hadamard_reference
 from onnxq.custom_ops.tensorrt import ptx, python
 from onnxq.custom_ops.tensorrt.nodes import PLUGINS, blocks_of, launch_of, stem_of
 from onnxq.errors import UnsupportedGraph, UsageError
 from onnxq.formats import parse_format
 from tests.custom_ops.fake_tensorrt_plugin import Module, TensorDesc
-from tests.gpu.matmul_checks import FORMATS, draw, shape_of
+from tests.gpu import on_cpu
+from tests.gpu.kernels import rounded
+from tests.gpu.matmul_checks import FORMATS, bound, draw, shape_of
 
 SOURCES = Path(__file__).parents[2] / "custom_ops"
 
@@ -184,6 +188,64 @@ def test_without_ptx_the_sentence_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(ptx.importlib.resources, "files", lambda _: tmp_path)
     with pytest.raises(UsageError, match=r"has no matmul_int\.ptx.*where nvcc is"):
         ptx.kernel_text("MatMulInt", "onnxq_matmul_int_4_f16")
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """``started(launch, inputs, tokens, rows)`` gives Y, by a kernel compiled for the CPU."""
+    if on_cpu.compiler() is None or platform.system() != "Linux":
+        pytest.skip("kernels run on the CPU where Linux has a C++ compiler")
+    folder = tmp_path_factory.mktemp("ptx_on_cpu")
+    kernels = on_cpu.build(folder)
+    library, memory = ctypes.CDLL(str(on_cpu.build_ptx(folder, kernels))), on_cpu.Memory(kernels)
+
+    def start(launch, inputs, tokens, rows):
+        y = np.full((tokens, rows), np.nan, inputs[0].dtype)
+        places = [memory.put(array) for array in (*inputs, y)]
+        counts = [tokens, *launch.integers] if launch.rows else launch.integers
+        words = [*places[:-1], *counts, places[-1]]
+        blocks = blocks_of(launch, tokens, lambda a, b: -(-a // b))
+        library.run_kernel(
+            ctypes.cast(getattr(library, launch.kernel), ctypes.c_void_p),
+            (ctypes.c_int64 * 20)(*words, *[0] * (20 - len(words))),
+            *blocks,
+            launch.threads,
+        )
+        found = memory.get(places[-1], y.shape, y.dtype)
+        for place in places:
+            memory.free(place)
+        return found
+
+    return start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("index", "fmt"), tuple(enumerate(FORMATS)))
+def test_kernels_of_ptx_multiply(index, fmt, started):
+    spec, attributes, arrays = product(fmt)
+    dtype = (np.float32, np.float16)[index % 2]
+    launch = launched(fmt, half=dtype == np.float16)
+    fmt = parse_format(fmt)
+    decoded = fmt.decode(fmt.encode(draw(*shape_of(str(fmt))))).astype(np.float64)
+    for tokens in (1, 3, 8, 70):
+        a = draw(tokens, attributes["columns"]).astype(dtype)
+        span = 128 if spec.name == "MatMulLut" else 0
+        rounds = attributes["activation_bits"] == 8
+        seen = rounded(a, span) if rounds else a.astype(np.float64)
+        y = started(launch, [a, *arrays], tokens, attributes["rows"])
+        assert (np.abs(y - seen @ decoded.T) <= bound(seen, decoded, dtype, tokens)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", (np.float32, np.float16))
+def test_the_kernel_of_ptx_rotates(dtype, started):
+    factor = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))[0].astype(dtype)
+    x = draw(5, 24).astype(dtype)
+    launch = launch_of(HADAMARD, {"size": 24}, [(), (3, 3)], [dtype == np.float16] * 2)
+    wanted = hadamard_reference(x.astype(np.float64), factor.astype(np.float64), 24)
+    unit = 2.0**-24 if dtype == np.float32 else 2.0**-11
+    found = started(launch, [x, factor], 5, 24)
+    np.testing.assert_allclose(found, wanted, rtol=unit, atol=24 * 2.0**-24 * 8)
 
 
 @pytest.mark.slow

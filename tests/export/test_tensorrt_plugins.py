@@ -1,5 +1,6 @@
 """Models for the plugins of TensorRT: what is asked for, what is rewritten, what `check` says."""
 
+import sys
 import types
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnxq.graph import load, save
 from onnxq.passes.base import Context
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.runtime import open_session
+from tests.custom_ops.fake_tensorrt_plugin import Module
 from tests.export.tensorrt_graphs import graph, normal
 
 
@@ -112,6 +114,19 @@ def test_what_plugins_may_be():
     assert given.libraries == (tensorrt_plugins.LIBRARY, "/a/libmine.so")
     with pytest.raises(UsageError, match=r"plugins=MatMulLuT is no operator of onnxq .*MatMulLut"):
         plugin_choice(("MatMulLuT",))
+
+
+def test_plugins_in_python_are_registered(monkeypatch):
+    module = Module()
+    monkeypatch.setitem(sys.modules, "tensorrt_of_tests", types.ModuleType("tensorrt_of_tests"))
+    monkeypatch.setitem(sys.modules, "tensorrt_of_tests.plugin", module)
+    found = types.SimpleNamespace(__name__="tensorrt_of_tests", __version__="0.0")
+    choice = plugin_choice(("python",))
+    assert choice.load(found) == () and set(choice.operators) == set(OPERATORS)
+    assert set(module.plugins) == {f"onnxq::{name}" for name in OPERATORS}
+    monkeypatch.setitem(sys.modules, "tensorrt_of_tests.plugin", types.ModuleType("plugin"))
+    with pytest.raises(UsageError, match=r"tensorrt_of_tests 0\.0 takes no plugins in Python"):
+        choice.load(found)
 
 
 class Registry:

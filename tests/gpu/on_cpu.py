@@ -27,15 +27,7 @@ def build(folder: Path) -> Path:
     ]
     sources += SHIM.glob("*.cpp")
     objects = [folder / f"{source.stem}.o" for source in sources]
-    waiting = list(zip(sources, objects, strict=True))
-    while waiting:  # two at a time
-        pair, waiting = waiting[:2], waiting[2:]
-        running = [
-            subprocess.Popen([*command, str(source), "-o", str(target)]) for source, target in pair
-        ]
-        failed = [process.wait() for process in running]
-        if any(failed):
-            raise RuntimeError(f"{pair} did not compile")
+    _compile(command, sources, objects)
     library = folder / "cuda_on_cpu.so"
     subprocess.run([compiler(), "-shared", *map(str, objects), "-o", str(library)], check=True)
     return library
@@ -45,6 +37,32 @@ def tensorrt_headers() -> Path | None:
     """The folder with TensorRT's headers, where ``ONNXQ_TENSORRT_INCLUDE`` names one."""
     folder = Path(os.environ.get("ONNXQ_TENSORRT_INCLUDE", "/nowhere"))
     return folder if (folder / "NvInferRuntime.h").exists() else None
+
+
+def build_ptx(folder: Path, kernels: Path) -> Path:
+    """A library of the kernels that are started by their address, and of what starts them."""
+    options = ["-std=c++17", "-O0", "-fPIC", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+    command = [compiler(), *options, "-x", "c++", f"-I{SHIM}", "-DONNXQ_CUDA_ON_CPU", "-c"]
+    sources = [*SOURCE.glob("*/*_ptx.cu"), SHIM / "launch_by_address.h"]
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    _compile(command, sources, objects)
+    library = folder / "ptx_on_cpu.so"
+    link = [compiler(), "-shared", *map(str, objects), str(kernels)]
+    subprocess.run([*link, f"-Wl,-rpath,{kernels.parent}", "-o", str(library)], check=True)
+    return library
+
+
+def _compile(command, sources, objects) -> None:
+    """Compile two files at a time."""
+    waiting = list(zip(sources, objects, strict=True))
+    while waiting:
+        pair, waiting = waiting[:2], waiting[2:]
+        running = [
+            subprocess.Popen([*command, str(source), "-o", str(target)]) for source, target in pair
+        ]
+        failed = [process.wait() for process in running]
+        if any(failed):
+            raise RuntimeError(f"{pair} did not compile")
 
 
 def build_plugins(folder: Path, kernels: Path) -> Path:
