@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from onnxq.custom_ops.functions import DOMAIN
 from onnxq.export.tensorrt_codes import CODES, Finding, finding
 from onnxq.export.tensorrt_plugins import HOW_TO_BUILD, is_plugged
 from onnxq.export.tensorrt_reading import DYNAMIC, Reading, is_standard, type_of
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 _ORDINARY = ("", "ai.onnx")
+_DEQUANTIZE = "quantize to int8, int4 or FP4 with write=dequantize"
 
 INTEGER = frozenset(
     ["ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"]
@@ -135,7 +137,7 @@ def known_operators(reading: Reading) -> Iterator[Finding]:
                     node,
                     name,
                     f"its function uses {', '.join(missing)}, which TensorRT's parser has not",
-                    "quantize to int8, int4 or FP4 with write=dequantize" + _or_plugins(reading),
+                    _DEQUANTIZE + _or_plugins(reading),
                 )
         elif node.domain in _ORDINARY and node.op_type in UNPARSED - INTEGER:
             yield _operator(
@@ -185,7 +187,9 @@ def bare_codes(reading: Reading) -> Iterator[Finding]:
                 name=name,
                 tensor=value.name or "",
                 found=f"it reads the {kind.name} constant {value.name!r} itself",
-                remedy="put a DequantizeLinear between them, or store it in float or int32",
+                remedy=_DEQUANTIZE + _or_plugins(reading)
+                if node.domain == DOMAIN
+                else "put a DequantizeLinear between them, or store it in float or int32",
             )
 
 

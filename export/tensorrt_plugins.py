@@ -23,6 +23,7 @@ from onnxq.custom_ops.tensorrt.python import register_plugins
 from onnxq.errors import UnsupportedGraph, UsageError
 from onnxq.graph import is_weight, replace_weight, site_name, walk_nodes
 from onnxq.graph.weights import add_weight, read_weight, weight_tensor
+from onnxq.passes.configuring import nearest_clause
 
 __all__ = [
     "HOW_TO_BUILD",
@@ -101,17 +102,18 @@ _LOADED: set[Path] = set()
 """Libraries in the registry of this process: a second copy would be refused."""
 
 
-def plugin_choice(plugins: Sequence[str]) -> PluginChoice:
+def plugin_choice(plugins: str | Sequence[str]) -> PluginChoice:
     """What names, paths and the word ``onnxq`` stand for.
 
     Args:
         plugins: ``onnxq`` for the library of this installation, a path that ends in ``.so`` for
             another build of it, ``python`` for the plugins in Python, or operators that the program
-            has registered plugins for.
+            has registered plugins for; several as a list, or with commas between them.
 
     Raises:
         UsageError: none of these.
     """
+    plugins = plugins.split(",") if isinstance(plugins, str) else plugins
     operators: list[str] = []
     libraries: list[str] = []
     for name in plugins:
@@ -124,7 +126,7 @@ def plugin_choice(plugins: Sequence[str]) -> PluginChoice:
             raise UsageError(
                 f"plugins={name} is no operator of onnxq ({', '.join(sorted(OPERATORS))}), no "
                 f"library (a path that ends in .so), not {DOMAIN!r}, which stands for {LIBRARY}, "
-                f"and not {_PYTHON!r}, the plugins in Python."
+                f"and not {_PYTHON!r}, the plugins in Python{nearest_clause(name, OPERATORS) or '.'}"
             )
     return PluginChoice(
         operators=tuple(dict.fromkeys(operators)),

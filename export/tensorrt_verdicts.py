@@ -179,6 +179,7 @@ def _notes(reading: Reading) -> list[str]:
     )
     if dynamic:
         notes.append(f"dynamic dimensions, built for a range: {', '.join(dynamic)}")
-    if reading.plugins:
-        notes.append(f"plugins must be registered for: {', '.join(sorted(reading.plugins))}")
+    plugged = {node.op_type for _, node in reading.nodes if is_plugged(node, reading.plugins)}
+    if plugged:
+        notes.append(f"plugins must be registered for: {', '.join(sorted(plugged))}")
     return notes

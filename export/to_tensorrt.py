@@ -245,7 +245,7 @@ class TensorRt(_Engines):
 
     name: ClassVar[str] = "tensorrt"
     title: ClassVar[str] = "TensorRT on data-centre and Jetson GPUs"
-    plugins: tuple[str, ...] = ()
+    plugins: str | tuple[str, ...] = ()
     timing_cache: Path | None = None
 
     def build(self, source: Path, staging: Path) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@
 // the ABI.
 #pragma once
 
+#include <atomic>
 #include <cstdlib>
 #include <exception>
 #include <iterator>
@@ -155,39 +156,51 @@ class Shapes {
  public:
   Shapes(const Api* api, ShapeContext* context) : api_(api), context_(context) {}
 
-  // Output `output` has the shape of input `input`, symbols and all.
-  void same(size_t input, size_t output) const {
-    TensorInfo* info = nullptr;
-    check(ShapeInferContext_GetInputTypeShape(api_, context_, input, &info));
-    check(ShapeInferContext_SetOutputTypeShape(api_, context_, output, info));
+  // Output `output` has the type and shape of input `input`, symbols and all.
+  void same(size_t input, size_t output) const { give(input, output, nullptr); }
+
+  // The same but for the last axis, which is as long as the integer attribute `attribute` says.
+  void last_axis(size_t input, size_t output, const char* attribute) const {
+    const Attribute* value = nullptr;
+    check(ShapeInferContext_GetAttribute(api_, context_, attribute, &value));
+    int64_t size = 0;
+    size_t read = 0;
+    check(ReadOpAttr(api_, value, AttributeType::kInteger, &size, sizeof(size), &read));
+    give(input, output, &size);
   }
 
-  // Output `output` has the type and shape of input `input` but for its last axis, which is as
-  // long as the integer attribute `attribute` says.
-  void last_axis(size_t input, size_t output, const char* attribute) const {
+ private:
+  void give(size_t input, size_t output, const int64_t* last) const {
     TensorInfo* from = nullptr;
     check(ShapeInferContext_GetInputTypeShape(api_, context_, input, &from));
     std::vector<int64_t> sizes = dimensions(api_, from);
     if (sizes.empty()) return;
     std::vector<const char*> names(sizes.size());
     check(GetSymbolicDimensions(api_, from, names.data(), names.size()));
-    const Attribute* value = nullptr;
-    check(ShapeInferContext_GetAttribute(api_, context_, attribute, &value));
-    size_t read = 0;
-    check(ReadOpAttr(api_, value, AttributeType::kInteger, &sizes.back(), sizeof(int64_t), &read));
-    names.back() = "";
+    if (last != nullptr) {
+      sizes.back() = *last;
+      names.back() = "";
+    }
+    // A size without number or name would come out as the number -1, which a Reshape to this shape
+    // takes for its own -1: it gets a name of its own.
+    std::vector<std::string> made(sizes.size());
+    for (size_t axis = 0; axis < sizes.size(); ++axis) {
+      if (sizes[axis] >= 0 || (names[axis] != nullptr && *names[axis] != '\0')) continue;
+      static std::atomic<uint64_t> count{0};
+      made[axis] = "onnxq_unknown_" + std::to_string(count++);
+      names[axis] = made[axis].c_str();
+    }
     ElementType type = ElementType::kUndefined;
     check(GetTensorElementType(api_, from, &type));
-    TensorInfo* made = nullptr;
-    check(CreateTensorTypeAndShapeInfo(api_, &made));
-    const Owned owned{api_, made};
-    check(SetTensorElementType(api_, made, type));
-    check(SetDimensions(api_, made, sizes.data(), sizes.size()));
-    check(SetSymbolicDimensions(api_, made, names.data(), names.size()));
-    check(ShapeInferContext_SetOutputTypeShape(api_, context_, output, made));
+    TensorInfo* info = nullptr;
+    check(CreateTensorTypeAndShapeInfo(api_, &info));
+    const Owned owned{api_, info};
+    check(SetTensorElementType(api_, info, type));
+    check(SetDimensions(api_, info, sizes.data(), sizes.size()));
+    check(SetSymbolicDimensions(api_, info, names.data(), names.size()));
+    check(ShapeInferContext_SetOutputTypeShape(api_, context_, output, info));
   }
 
- private:
   const Api* api_;
   ShapeContext* context_;
 };

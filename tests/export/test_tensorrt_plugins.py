@@ -10,6 +10,7 @@ import pytest
 from onnxq.errors import UnsupportedGraph, UsageError
 from onnxq.export import tensorrt_plugins
 from onnxq.export.target import Execution
+from onnxq.export.targets import target_with
 from onnxq.export.tensorrt_plugins import OPERATORS, plugin_choice, use_plugins
 from onnxq.export.to_tensorrt import TensorRt, TensorRtRtx
 from onnxq.graph import load, save
@@ -44,13 +45,19 @@ def test_every_site_of_an_operator_is_a_plugin(fmt):
     verdicts = TensorRt(plugins=("onnxq",)).check(quantized(fmt))
     found = [v for v in verdicts.sites if v.rule == "plugin"]
     assert verdicts.is_clean and len(found) == 3
+    kind = products(quantized(fmt))[0].op_type
+    assert f"plugins must be registered for: {kind}" in verdicts.notes
     assert {v.execution for v in found} == {Execution.LOW_BIT}
-    assert {v.kernel for v in found} == {f"{products(quantized(fmt))[0].op_type} plugin"}
+    assert {v.kernel for v in found} == {f"{kind} plugin"}
 
 
 def test_without_plugins_the_sentence_says_how_to_build_them():
     model = quantized("lut4")
-    (reason, *_) = {v.reason for v in TensorRt().check(model).sites if v.rule == "parser"}
+    reasons = {
+        v.reason for v in TensorRt().check(model).sites if v.rule in ("parser", "bare-codes")
+    }
+    assert len(reasons) > 1 and all("or set plugins=onnxq" in reason for reason in reasons)
+    (reason, *_) = reasons
     assert "or set plugins=onnxq" in reason and "ONNXQ_TENSORRT_INCLUDE=" in reason
     (reason, *_) = {v.reason for v in TensorRtRtx().check(model).sites if v.rule == "parser"}
     assert "plugins" not in reason  # TensorRT-RTX takes none
@@ -109,10 +116,13 @@ def test_what_plugins_may_be():
     assert plugin_choice(()).operators == ()
     assert plugin_choice(("MatMulLut",)).operators == ("MatMulLut",)
     assert plugin_choice(("MatMulLut",)).libraries == ()
+    assert plugin_choice("MatMulLut,Hadamard").operators == ("MatMulLut", "Hadamard")
+    target = target_with("tensorrt", ["plugins=onnxq"])
+    assert set(target._plugins()) == set(OPERATORS)
     given = plugin_choice(("onnxq", "/a/libmine.so"))
     assert set(given.operators) == set(OPERATORS) and "Hadamard" in given.operators
     assert given.libraries == (tensorrt_plugins.LIBRARY, "/a/libmine.so")
-    with pytest.raises(UsageError, match=r"plugins=MatMulLuT is no operator of onnxq .*MatMulLut"):
+    with pytest.raises(UsageError, match=r"plugins=MatMulLuT is no .*did you mean 'MatMulLut'"):
         plugin_choice(("MatMulLuT",))
 
 
