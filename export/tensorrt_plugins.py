@@ -126,7 +126,8 @@ def plugin_choice(plugins: str | Sequence[str]) -> PluginChoice:
             raise UsageError(
                 f"plugins={name} is no operator of onnxq ({', '.join(sorted(OPERATORS))}), no "
                 f"library (a path that ends in .so), not {DOMAIN!r}, which stands for {LIBRARY}, "
-                f"and not {_PYTHON!r}, the plugins in Python{nearest_clause(name, OPERATORS) or '.'}"
+                f"and not {_PYTHON!r}, the plugins in Python"
+                f"{nearest_clause(name, OPERATORS) or '.'}"
             )
     return PluginChoice(
         operators=tuple(dict.fromkeys(operators)),
