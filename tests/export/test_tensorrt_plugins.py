@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxq.custom_ops.tensorrt.nodes import PLUGINS
 from onnxq.errors import UnsupportedGraph, UsageError
 from onnxq.export import tensorrt_plugins
 from onnxq.export.target import Execution
@@ -38,9 +39,10 @@ def products(model):
     return [node for node in model.graph if node.domain == "onnxq"]
 
 
-@pytest.mark.parametrize(
-    "fmt", ["int4_g32", "lut4", "vq_d4n256", "e8p2", "ternary", "trellis2_hyb"]
-)
+FORMATS = ("int4_g32", "lut4", "vq_d4n256", "e8p2", "ternary", "trellis2_hyb")
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
 def test_every_site_of_an_operator_is_a_plugin(fmt):
     verdicts = TensorRt(plugins=("onnxq",)).check(quantized(fmt))
     found = [v for v in verdicts.sites if v.rule == "plugin"]
@@ -174,3 +176,18 @@ def test_a_library_that_is_not_there_or_not_taken_is_told(tmp_path, monkeypatch)
     monkeypatch.setattr(tensorrt_plugins, "LIBRARY", "libnone.so")
     with pytest.raises(UsageError, match=r"has no libnone\.so.*ONNXQ_TENSORRT_INCLUDE"):
         plugin_choice(("onnxq",)).load(tensorrt(Registry(True)))
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("float16", [False, True])
+def test_inputs_have_the_types_that_plugins_take(fmt, float16, tmp_path):
+    """In the model that is parsed: networks are strongly typed, so nothing else is tried."""
+    target = TensorRt(plugins=("onnxq",), float16=float16)
+    with target._prepared(quantized(fmt), tmp_path / "m.onnx") as path:
+        written = load(path)
+    may_be = {"u": ("INT8",), "i": ("INT8",), "h": ("FLOAT16",), "t": ("INT8", "FLOAT16")}
+    may_be["s"] = ("FLOAT16",) if float16 else ("FLOAT", "FLOAT16")
+    for node in products(written):
+        stored = [value.const_value.dtype.name for value in node.inputs[1:]]
+        kinds = PLUGINS[node.op_type].types[1:]
+        assert all(name in may_be[kind] for name, kind in zip(stored, kinds, strict=True)), stored

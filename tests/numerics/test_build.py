@@ -70,3 +70,15 @@ def test_installing_a_compiler_afterwards_is_enough(tmp_path):
     assert configure(tmp_path / "build", option, PATH=str(tools)).returncode != 0
     done = configure(tmp_path / "build", option)
     assert done.returncode == 0, done.stderr
+
+
+@needs_cmake
+@needs_compiler
+def test_plugins_need_headers_and_nvcc_and_say_so(tmp_path):
+    library = "-DONNXQ_LIBRARY=ON"  # needs no Python
+    said = configure(tmp_path / "a", library, f"-DONNXQ_TENSORRT_INCLUDE={tmp_path}").stderr
+    assert "which has no NvInferRuntime.h" in " ".join(said.split())
+    (tmp_path / "NvInferRuntime.h").touch()
+    headers = {"ONNXQ_TENSORRT_INCLUDE": str(tmp_path)}
+    said = configure(tmp_path / "b", library, "-DONNXQ_CUDA=OFF", **headers).stderr
+    assert "nvcc was not found" in " ".join(said.split())
