@@ -116,16 +116,21 @@ def test_a_hadamard_that_needs_more_shared_memory_is_refused():
         launch_of(HADAMARD, {"size": 16384}, [(), (1, 1)], [False, False])
 
 
+_HEAD = ".version 9.0\n.target sm_80\n\n"
+_DECLARED = ".func deep\n(\n\t.param .b64 p\n)\n;\n"
+_TABLE = ".const .align 4 .b8 table[4];\n"
+_ONE = (
+    ".visible .entry one(\n\t.param .u64 x\n)\n.maxntid 128, 1, 1\n{\n{ mov.b32 a;\n}\n\tret;\n}\n"
+)
+_OTHER = ".visible .entry other()\n{\n\tcall.uni shallow, (p);\n\tret;\n}\n"
+_SHALLOW = ".func  (.param .b32 r) shallow(\n)\n{\n\tcall.uni deep, (p);\n}\n"
+_DEEP = ".func deep(\n)\n{\n\tret;\n}\n"
+
+
 def test_one_kernel_is_cut_out_of_many():
-    text = (
-        ".version 9.0\n.const .align 4 .b8 table[4];\n"
-        ".visible .entry one(\n  .param .u64 x\n)\n{\n  ret;\n}\n"
-        ".visible .entry other()\n{\n  { ret; }\n}\n"
-    )
-    found = ptx.one_kernel(text, "other")
-    assert found == (
-        ".version 9.0\n.const .align 4 .b8 table[4];\n.visible .entry other()\n{\n  { ret; }\n}\n"
-    )
+    text = _HEAD + _DECLARED + _TABLE + _ONE + _OTHER + _SHALLOW + _DEEP
+    assert ptx.one_kernel(text, "one") == _HEAD + _TABLE + _ONE
+    assert ptx.one_kernel(text, "other") == _HEAD + _DECLARED + _TABLE + _OTHER + _SHALLOW + _DEEP
     with pytest.raises(UsageError, match="no kernel 'third'"):
         ptx.one_kernel(text, "third")
 
@@ -264,5 +269,6 @@ def test_every_kernel_assembles_for_every_generation(name, tmp_path):
         one.write_text(ptx.one_kernel(text, kernel))
         for generation in ("sm_80", "sm_90a", "sm_120"):
             subprocess.run(
-                ["ptxas", f"-arch={generation}", str(one), "-o", str(tmp_path / "out")], check=True
+                ["ptxas", "-O1", f"-arch={generation}", str(one), "-o", str(tmp_path / "out")],
+                check=True,
             )
