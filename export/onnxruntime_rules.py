@@ -70,7 +70,8 @@ _INPUT = Rule(
     name="input-quantized",
     says="The input is behind DequantizeLinear, or behind what only moves dequantized values.",
     kept=lambda view: view.x.dequantize is not None,
-    remedy="quantize the input with insert_qdq, or leave this site in float",
+    remedy="quantize the input too (insert_qdq, recipe int8_static): a weight alone is dequantized "
+    "on every run; or leave this site in float",
 )
 _EIGHT_BITS = Rule(
     name="eight-bit-codes",

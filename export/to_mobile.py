@@ -37,12 +37,14 @@ class Mobile(OnnxRuntimeCpu):
         sizes: of dynamic dimensions of inputs, by name; empty leaves them dynamic. NNAPI and CoreML
             take fixed shapes only.
         style: ``runtime`` keeps Q and DQ for the provider of the device; ``fixed`` is for the CPU.
+        power_of_two: the device is a fixed-point one: all scales must be powers of two.
         library: false: operators of onnxq run by their functions.
     """
 
     library: bool = False
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     style: Style = "runtime"
+    power_of_two: bool = False
 
     name: ClassVar[str] = "mobile"
     title: ClassVar[str] = "ONNX Runtime Mobile: CPU, XNNPACK, NNAPI, CoreML"
@@ -50,7 +52,7 @@ class Mobile(OnnxRuntimeCpu):
     def check(self, model: ir.Model) -> Verdicts:
         """The verdicts of the CPU provider, and what the other providers would not take."""
         verdicts = super().check(model)
-        broken = {verdict.site: verdict for verdict in _device_rules(model)}
+        broken = {verdict.site: verdict for verdict in _device_rules(model, self.power_of_two)}
         sites = [broken.get(site.site, site) for site in verdicts.sites]
         notes = [*verdicts.notes, "NNAPI, CoreML and XNNPACK are not run here"]
         dynamic = [value.name for value in model.graph.inputs if _is_dynamic(value)]
@@ -91,7 +93,7 @@ class Mobile(OnnxRuntimeCpu):
             return [session.run(sample) for sample in samples]
 
 
-def _device_rules(model: ir.Model) -> Iterator[SiteVerdict]:
+def _device_rules(model: ir.Model, power_of_two: bool) -> Iterator[SiteVerdict]:
     """Sites whose quantization the providers of devices do not take, each with the rule."""
     for site in find_sites(model):
         if site.node.op_type not in ("MatMul", "Gemm", "Conv"):
@@ -99,9 +101,24 @@ def _device_rules(model: ir.Model) -> Iterator[SiteVerdict]:
         view = View.of(site.node)
         if view.x.dequantize is None or view.w.dequantize is None:
             continue
-        for rule, reason in _broken(view):
+        fixed_point = _not_fixed_point(view) if power_of_two else ()
+        for rule, reason in (*fixed_point, *_broken(view)):
             yield _elsewhere(site, rule, reason)
             break
+
+
+def _not_fixed_point(view: View) -> Iterator[tuple[str, str]]:
+    """(rule, reason) when a scale of a site is no power of two."""
+    nodes = (view.x.dequantize, view.w.dequantize, view.quantize)
+    for scale in (node.inputs[1] for node in nodes if node is not None):
+        if scale is None or not is_weight(scale):
+            continue
+        mantissas = np.frexp(read_weight(scale).astype(np.float64))[0]
+        if (mantissas != 0.5).any():
+            yield (
+                "device-power-of-two",
+                f"scale {scale.name!r} is no power of two: use insert_qdq.power_of_two=true",
+            )
 
 
 def _broken(view: View) -> Iterator[tuple[str, str]]:

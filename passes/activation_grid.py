@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.numerics.powers import power_of_two_above
 from onnxq.passes.qdq_targets import ActivationType
 
 __all__ = ["Grid", "Parameters", "activation_parameters"]
@@ -56,13 +57,18 @@ class Parameters:
 
 
 def activation_parameters(
-    low: float, high: float, *, dtype: ActivationType, symmetric: bool
+    low: float,
+    high: float,
+    *,
+    dtype: ActivationType,
+    symmetric: bool,
+    power_of_two: bool = False,
 ) -> Parameters:
     """Scale and zero point that cover [low, high] and represent 0 exactly.
 
     Asymmetric: scale = (high − low) / 255, zero = round(qmin − low / scale). Symmetric int8:
     scale = max(|low|, |high|) / 127 and zero 0; symmetric uint8 has its zero at 128. A range of a
-    single zero gets scale 1.
+    single zero gets scale 1. ``power_of_two`` takes the next power of two for the scale.
     """
     qmin, qmax = _LIMITS[dtype]
     low, high = min(low, 0.0), max(high, 0.0)
@@ -73,6 +79,8 @@ def activation_parameters(
     scale = float(np.float32(scale))
     if not scale >= float(np.finfo(np.float32).tiny):
         return Parameters(1.0, zero if symmetric else qmin, dtype)
+    if power_of_two:
+        scale = float(power_of_two_above(np.float32(scale)))
     if not symmetric:
         zero = int(np.clip(round(qmin - low / scale), qmin, qmax))
     return Parameters(scale, zero, dtype)

@@ -62,6 +62,8 @@ class InsertQdq(Pass):
         weight_format: ``int8_channel``, or ``int8_tensor`` for one scale per weight.
         reduce_range: 7-bit weights, for x86 CPUs without VNNI, whose kernels add pairs of
             products in 16 bits.
+        power_of_two: scales are powers of two, for fixed-point devices, which shift instead of
+            multiplying: steps are up to twice as coarse.
         rounding: ``sums`` lets the rounding errors of each kernel and channel cancel, which
             matters behind ReLU; ``nearest`` rounds every weight by itself.
         correct_bias: take the mean of the rounding error, measured on calibration samples, out of
@@ -89,6 +91,7 @@ class InsertQdq(Pass):
     symmetric_activations: bool | None = None
     weight_format: Literal["int8_channel", "int8_tensor"] = "int8_channel"
     reduce_range: bool = False
+    power_of_two: bool = False
     rounding: Literal["sums", "nearest"] = "sums"
     correct_bias: bool = True
     quantize_ops: tuple[str, ...] | None = None
@@ -246,6 +249,7 @@ class InsertQdq(Pass):
             bits=7 if self.reduce_range else 8,
             per_channel=self.weight_format == "int8_channel",
             keep_sums=self.rounding == "sums",
+            power_of_two=self.power_of_two,
         )
 
     def _placement(self, model: ir.Model, target: Target) -> Placement:
@@ -256,6 +260,7 @@ class InsertQdq(Pass):
             ranges=observed_ranges(model),
             dtype=self._activation(target),
             symmetric=target.symmetric if symmetric is None else symmetric,
+            power_of_two=self.power_of_two,
         )
 
     def _activation(self, target: Target) -> ActivationType:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnxq.graph import add_weight, read_weight
 from onnxq.graph.scratch import Scratch
+from onnxq.numerics.powers import power_of_two_above
 from onnxq.solvers.preserve_sums import preserve_sums
 
 __all__ = ["Int8Weight", "Int8Weights", "drop_unused", "encode_int8", "int32_bias", "scale_floor"]
@@ -59,6 +60,7 @@ def encode_int8(
     per_channel: bool = True,
     floor: Array | None = None,
     keep_sums: bool = False,
+    power_of_two: bool = False,
 ) -> tuple[Array, Array, float]:
     """Round a weight to symmetric codes.
 
@@ -70,6 +72,7 @@ def encode_int8(
         floor: smallest allowed scale, [channels] or []; see `scale_floor`.
         keep_sums: make rounding errors of each kernel and channel cancel; see
             `onnxq.solvers.preserve_sums`.
+        power_of_two: take the next power of two for each scale.
 
     Returns:
         int8 codes of the shape of ``weight`` in ±(2^(bits-1) − 1), float32 scales of shape
@@ -83,6 +86,8 @@ def encode_int8(
     if floor is not None:
         scale = np.maximum(scale, floor)
     scale = np.where(scale < _TINY, 1.0, scale).astype(np.float32)
+    if power_of_two:
+        scale = power_of_two_above(scale)
     exact = matrix / scale.reshape(-1, 1)
     codes = np.clip(np.rint(exact), -limit, limit).astype(np.int8)
     if keep_sums:
@@ -126,33 +131,29 @@ class Int8Weights:
         bits: int = 8,
         per_channel: bool = True,
         keep_sums: bool = False,
+        power_of_two: bool = False,
     ) -> None:
         """Codes go to ``scratch``; the rest is as in `encode_int8`."""
         self._scratch = scratch
-        self._bits = bits
-        self._per_channel = per_channel
-        self._keep_sums = keep_sums
+        self._settings: dict[str, Any] = {
+            "bits": bits,
+            "per_channel": per_channel,
+            "keep_sums": keep_sums,
+            "power_of_two": power_of_two,
+        }
         self._written: dict[tuple[object, ...], Int8Weight] = {}
 
     def rounding_error(self, weight: ir.Value, axis: int) -> Array:
         """Ŵ − W of a weight as it would be written, in its layout; nothing is written."""
         array = read_weight(weight).astype(np.float32, copy=False)
-        codes, scale, _ = encode_int8(
-            array,
-            axis,
-            bits=self._bits,
-            per_channel=self._per_channel,
-            keep_sums=self._keep_sums,
-        )
+        codes, scale, _ = encode_int8(array, axis, **self._settings)
         shape = [1] * array.ndim
         shape[axis] = scale.size
         return np.asarray(codes * scale.reshape(shape) - array)
 
     def fresh(self) -> Int8Weights:
         """One with the same settings that has written nothing."""
-        return Int8Weights(
-            Scratch(), bits=self._bits, per_channel=self._per_channel, keep_sums=self._keep_sums
-        )
+        return Int8Weights(Scratch(), **self._settings)
 
     def write(
         self,
@@ -174,7 +175,7 @@ class Int8Weights:
             transpose: store the transpose of a 2-D weight.
             floor: smallest scales; a copy with other floors is another copy.
         """
-        if not self._per_channel:
+        if not self._settings["per_channel"]:
             floor = None if floor is None else floor.max(initial=0.0)
         floor_key = None if floor is None else floor.tobytes()
         key = (graph, weight, axis, factor, transpose, floor_key)
@@ -196,14 +197,7 @@ class Int8Weights:
             array = array * np.float32(factor)
         if transpose:
             array, axis = np.ascontiguousarray(array.T), 1 - axis
-        codes, scale, error = encode_int8(
-            array,
-            axis,
-            bits=self._bits,
-            per_channel=self._per_channel,
-            floor=floor,
-            keep_sums=self._keep_sums,
-        )
+        codes, scale, error = encode_int8(array, axis, floor=floor, **self._settings)
         kept = self._scratch.keep(codes, ir.DataType.INT8)
         coded = add_weight(
             graph,

@@ -59,6 +59,7 @@ class Placement:
         ranges: Mapping[str, Range],
         dtype: ActivationType,
         symmetric: bool,
+        power_of_two: bool = False,
     ) -> None:
         """Plan for ``model`` by the rules of ``target``; the model is only read."""
         self._model = model
@@ -66,6 +67,7 @@ class Placement:
         self._ranges = ranges
         self._dtype: ActivationType = dtype
         self._symmetric = symmetric
+        self._power_of_two = power_of_two
         self.points: dict[ir.Value, Point] = {}
 
     def on(self, copy: ir.Model) -> Placement:
@@ -76,6 +78,7 @@ class Placement:
             ranges=self._ranges,
             dtype=self._dtype,
             symmetric=self._symmetric,
+            power_of_two=self._power_of_two,
         )
 
     def range_of(self, value: ir.Value) -> Range | None:
@@ -87,7 +90,11 @@ class Placement:
         """Scale and zero point of an observed value (of a zero when it was not observed)."""
         known = self.range_of(value) or Range(0.0, 0.0)
         return activation_parameters(
-            known.low, known.high, dtype=self._dtype, symmetric=self._symmetric
+            known.low,
+            known.high,
+            dtype=self._dtype,
+            symmetric=self._symmetric,
+            power_of_two=self._power_of_two,
         )
 
     def writes_int8(self, site: Site) -> bool:

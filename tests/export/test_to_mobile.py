@@ -5,6 +5,7 @@ import pytest
 import onnxq
 from onnxq.errors import UnsupportedGraph
 from onnxq.export.target import Execution
+from onnxq.export.to_mobile import Mobile
 from onnxq.graph import load, save
 from onnxq.runtime import open_session
 
@@ -53,3 +54,10 @@ def test_what_devices_leave_to_the_cpu_is_told_by_the_rule(rule, pattern):
     (site,) = onnxq.check(load(build(pattern)), "mobile").sites
     assert (site.rule, site.execution) == (rule, Execution.ELSEWHERE)
     assert "leave this site to the CPU" in site.reason
+
+
+def test_fixed_point_devices_ask_for_powers_of_two(model):
+    assert Mobile().check(load(model)).is_clean
+    (site,) = Mobile(power_of_two=True).check(load(model)).unclean
+    assert site.rule == "device-power-of-two"
+    assert "use insert_qdq.power_of_two=true" in site.reason

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from onnxq.errors import CalibrationError, RecipeError, UnsupportedGraph
 from onnxq.graph import find_sites, read_weight
+from onnxq.numerics.powers import power_of_two_above
 from onnxq.passes.base import Context
 from onnxq.passes.calibrate import Calibrate
 from onnxq.passes.insert_qdq import InsertQdq
@@ -546,3 +547,37 @@ def test_the_reason_tells_sites_too_noisy_alone_from_those_too_noisy_together():
         "outputs and 1 of 2 decisions changed, and all of the model is to keep 30 dB"
     )
     assert "alone would leave inf dB" in reasons["c"]
+
+
+def test_scales_are_powers_of_two_where_a_device_shifts():
+    """Each is the next power of two above the usual one, so steps are at most twice as coarse."""
+    weights = {"w": normal(16, 8), "b": normal(8)}
+    text = (
+        "main (float[n, 16] x) => (float[n, 8] y) <float[1] w = {0}, float[1] b = {0}> "
+        "{ y = Gemm(x, w, b) }"
+    )
+    data = samples(x=(4, 16))
+    scales = {}
+    for wanted in (False, True):
+        m = model(text, **weights)
+        quantize(m, data, power_of_two=wanted)
+        nodes = [n for n in m.graph if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+        scales[wanted] = {n.name: read_weight(n.inputs[1]).astype(np.float64) for n in nodes}
+        if wanted:
+            exact = data[0]["x"] @ weights["w"] + weights["b"]
+            found = run(m, x=data[0]["x"])["y"]
+            assert np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+    assert scales[True].keys() == scales[False].keys()
+    for name, found in scales[True].items():
+        assert (np.frexp(found)[0] == 0.5).all()
+        ratio = found / scales[False][name]
+        # a bias has the product of two scales, each rounded up
+        assert (ratio >= 1).all() and (ratio < 4).all()
+
+
+@given(st.floats(1e-30, 1e30))
+def test_the_next_power_of_two_is_not_below_and_less_than_twice(value):
+    found = power_of_two_above(np.array([value, 2.0 ** np.floor(np.log2(value))]))
+    assert value <= found[0] < 2 * value
+    assert (np.frexp(found)[0] == 0.5).all()
+    assert power_of_two_above(found).tolist() == found.tolist()
