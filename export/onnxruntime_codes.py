@@ -1,7 +1,7 @@
 """Types of activation codes as ONNX Runtime's kernels meet them: on x86-64 int8 is made uint8.
 
 On 64-bit ARM (``signed``) int8 stays as it is: QDQIsInt8Allowed in
-onnxruntime/core/optimizer/qdq_transformer/qdq_util.h.
+onnxruntime/core/optimizer/qdq_transformer/selectors_actions/qdq_selector_action_transformer.h.
 """
 
 from __future__ import annotations

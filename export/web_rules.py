@@ -15,10 +15,20 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxq.custom_ops.catalog import SPECS
+from onnxq.export.onnxruntime_sites import site_verdict
 from onnxq.export.target import Execution, SiteVerdict, Verdicts
 from onnxq.export.web_constants import has_quantized_activations
 from onnxq.export.web_form import blocks_refusal
-from onnxq.graph import Site, find_sites, site_name, walk_nodes, walk_weights, weight_tensor
+from onnxq.graph import (
+    Site,
+    clone_model,
+    find_sites,
+    infer_shapes,
+    site_name,
+    walk_nodes,
+    walk_weights,
+    weight_tensor,
+)
 from onnxq.graph.site_slots import integer
 from onnxq.graph.walk import OPERATOR_DOMAIN, is_operator_body
 
@@ -45,6 +55,9 @@ def web_verdicts(model: ir.Model, most_memory: int) -> Verdicts:
     decoded = decoded_bytes(model)
     once = decoded <= most_memory
     pairs = has_quantized_activations(model)
+    if pairs:  # their fusions ask for shapes
+        model = clone_model(model)
+        infer_shapes(model)
     sites = [_site_verdict(model, site, once=once, pairs=pairs) for site in find_sites(model)]
     operators = [_operator_verdict(name, node, once) for name, node in _operators(model)]
     notes = [f"{decoded} bytes of weights in float32, {'decoded once' if once else 'every time'}"]
@@ -121,13 +134,21 @@ def _site_verdict(model: ir.Model, site: Site, *, once: bool, pairs: bool) -> Si
         )
     if _is_dequantized(site):
         if pairs and _reads_codes(site):
-            return _verdict(site.name, Execution.INTEGER, "web-qdq")
+            return _of_pairs(site)
         if pairs:
             return _every_run(site.name, "the model has pairs of QDQ, whose fusion keeps it")
         if once:
             return _verdict(site.name, Execution.DECODED, "web-decoded", kernel=site.kind)
         return _every_run(site.name, "its DequantizeLinear stays")
     return _verdict(site.name, Execution.FLOAT, "web-float", kernel=site.kind)
+
+
+def _of_pairs(site: Site) -> SiteVerdict:
+    """What the fusions of ONNX Runtime make of it: those for x86-64, as only ARM keeps int8."""
+    found = site_verdict(site)
+    if found.execution is not Execution.INTEGER:
+        return _every_run(site.name, found.reason)
+    return _verdict(site.name, Execution.INTEGER, "web-qdq", kernel=found.kernel)
 
 
 def _every_run(name: str, why: str) -> SiteVerdict:

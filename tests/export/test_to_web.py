@@ -12,6 +12,8 @@ from onnxq.export.web_weights import split_weights
 from onnxq.graph import load, save
 from onnxq.runtime import open_session
 
+from .qdq_patterns import Pattern, build
+
 TEXT = (
     '<ir_version: 10, opset_import: ["" : 21]>main (float[n, 128] x) => (float[n, 64] y) '
     "{ h = MatMul(x, up) a = Relu(h) y = MatMul(a, down) }"
@@ -60,6 +62,13 @@ def test_each_form_has_its_rule(layers):
     data = [{"x": draw.standard_normal((8, 128)).astype(np.float32)} for _ in range(4)]
     pairs = quantize(layers, "int8_static", data=data).model
     assert set(rules(pairs).values()) == {"web-qdq"}
+
+
+def test_a_pair_that_is_not_fused_is_decoded_in_every_run():
+    assert rules(load(build(Pattern(y="u8"))))["site"] == "web-qdq"
+    (broken,) = Web().check(load(build(Pattern(after="Relu", y="u8")))).unclean
+    assert (broken.site, broken.rule) == ("site", "web-every-run")
+    assert "No Relu or Clip is the only reader of the result" in broken.reason
 
 
 def test_what_the_runtime_lacks_is_refused(layers):
