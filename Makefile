@@ -33,12 +33,12 @@ test-arm: setup
 	  apt-get install -y g++-aarch64-linux-gnu qemu-user-static; fi
 	$(BIN)/python -m pytest -m slow tests/custom_ops/test_arm.py tests/export/test_arm64_machine.py
 
-# the page of the web target, in headless Chromium
+# the page of the web target and that of reports, in headless Chromium
 test-web: setup
 	if ! command -v chromium; then apt-get update && apt-get install -y chromium; fi
 	if ! command -v npm; then apt-get install -y npm; fi
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),web]'
-	$(BIN)/python -m pytest -m web tests/export/test_web_page.py
+	$(BIN)/python -m pytest -m web tests/export/test_web_page.py tests/report/test_browser.py
 
 # the CUDA kernels, checked and timed on the first GPU
 test-gpu: setup
@@ -61,6 +61,7 @@ lint: setup
 
 results: setup
 	$(BIN)/python -m onnxq.models.results docs/results.md
+	$(BIN)/python -m onnxq.models.report_results build/reports
 	$(BIN)/python -m onnxq.models.targets_results docs/targets.md
 
 # the parts of pages that are written from the code

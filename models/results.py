@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -48,14 +47,13 @@ from onnxq.models.transform_results import (
     measure_transforms,
     transform_tasks,
 )
+from onnxq.passes.left_reasons import reason_kind
 from onnxq.passes.recipe import load_recipe
 from onnxq.passes.runner import run_recipe
 from onnxq.runtime.cache import cache_folder
 
 RECIPES = ("int8_static", "int8", "int4", "int8_dynamic")
 _ROUNDS = 15
-_PARTICULARS = re.compile(r"'[^']+'|[\d.]+(?= dB at)")
-"""Names and figures that differ from site to site in one and the same reason."""
 _PARTS = {
     "solvers": "solvers by formats",
     "points": "formats of points",
@@ -205,7 +203,7 @@ def _sites(artifacts: Any) -> dict[str, Any]:
     for artifact in artifacts:
         last = _last_word(artifact)
         done += sum(1 for site in last if not site["reason"])
-        left.update(_PARTICULARS.sub("…", site["reason"]) for site in last if site["reason"])
+        left.update(reason_kind(site["reason"]) for site in last if site["reason"])
     return {"quantized": done, "left": dict(left.most_common())}
 
 

@@ -26,6 +26,7 @@ from onnxq.passes.recipe import Recipe, load_recipe
 from onnxq.passes.runner import Check, RecipeResult, run_recipe, without_extras
 from onnxq.provenance import recorded, split_samples
 from onnxq.quality import evaluate
+from onnxq.report.making import Reported, report
 from onnxq.runtime import random_samples
 from onnxq.runtime.work_folder import WorkFolder
 from onnxq.runtime.workers import Workers
@@ -33,6 +34,7 @@ from onnxq.runtime.workers import Workers
 __all__ = [
     "Debugged",
     "Quantized",
+    "Reported",
     "bench",
     "build",
     "check",
@@ -41,6 +43,7 @@ __all__ = [
     "evaluate",
     "load",
     "quantize",
+    "report",
 ]
 
 

@@ -127,7 +127,7 @@ def debug(
         )
     measured = pair.loss(loss, output)
     whole = pair.quantized_loss(measured)
-    with pair.hybrid(progress) as hybrid:
+    with pair.hybrid() as hybrid:
         return _search(pair, hybrid, measured, whole, bound, threshold, out, progress)
 
 

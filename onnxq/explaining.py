@@ -73,3 +73,47 @@ def debug(
             progress=progress,
         )
     show(found.to_dict(), as_json, tables.debugged)
+
+
+@app.command()
+def report(
+    artifacts: Annotated[
+        list[Path], typer.Argument(help="One artifact to explain, or several to compare.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page: report.html.")],
+    original: Annotated[
+        Path | None, typer.Option(help="The float model; the one the artifact was made from.")
+    ] = None,
+    data: _Data = None,
+    run: Annotated[
+        bool, typer.Option(help="Measure losses, speed and outputs; or only what is written.")
+    ] = True,
+    sites: Annotated[
+        int, typer.Option(help="Measure what restoring a site brings, of so many sites.", min=0)
+    ] = 48,
+    labels: Annotated[
+        Path | None, typer.Option(help="Names of classes: a text with one on a line.")
+    ] = None,
+    tokenizer: _Tokenizer = None,
+    window: _Window = None,
+    limit: _Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page that explains an artifact, or compares several."""
+    from onnxq import api, tables
+
+    with progress_bars() as progress:
+        written = api.report(
+            artifacts,
+            out,
+            original=original,
+            data=data,
+            run=run,
+            sites=sites,
+            labels=labels or (),
+            tokenizer=tokenizer,
+            window=window,
+            limit=limit,
+            progress=progress,
+        )
+    show(written.to_dict(), as_json, tables.reported)

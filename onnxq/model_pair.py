@@ -17,7 +17,7 @@ from onnxq.evaluate.hybrid import Hybrid
 from onnxq.evaluate.losses import PairedLoss
 from onnxq.graph import load
 from onnxq.graph.reading import find_model_file
-from onnxq.passes.base import Progress, Samples, no_progress
+from onnxq.passes.base import Samples
 from onnxq.passes.recipe import recipe_from
 from onnxq.passes.runner import without_extras
 from onnxq.provenance import (
@@ -63,20 +63,29 @@ class ModelPair:
         """The quantized model."""
         return load(self.quantized)
 
-    def loss(self, loss: str = "auto", output: str | None = None) -> PairedLoss:
-        """The loss against the outputs of the float model; see `onnxq.evaluate.losses`."""
+    def loss(
+        self, loss: str = "auto", output: str | None = None, most: int | None = None
+    ) -> PairedLoss:
+        """The loss against the outputs of the float model, on ``most`` samples at most.
+
+        See `onnxq.evaluate.losses`.
+        """
         with open_session(find_model_file(self.original)) as session:
-            return PairedLoss(session, self.samples, loss=loss, output=output)
+            return PairedLoss(session, self.samples[:most], loss=loss, output=output)
 
     def quantized_loss(self, loss: PairedLoss, *, optimize: bool = True) -> float:
         """The loss of the quantized model as it is written, with the runtime's optimizations."""
         with open_session(find_model_file(self.quantized), optimize=optimize) as session:
             return loss.of_session(session)
 
-    def hybrid(self, progress: Progress = no_progress) -> Hybrid:
+    @functools.cached_property
+    def twin(self) -> ir.Model:
+        """The float twin: the original after the transforms of the artifact's recipe."""
+        return float_twin(self.original_model, self.report, self.calibration)
+
+    def hybrid(self) -> Hybrid:
         """The float twin and the quantized model in one session, place by place."""
-        twin = float_twin(self.original_model, self.report, self.calibration, progress)
-        return Hybrid(twin, self.quantized_model)
+        return Hybrid(self.twin, self.quantized_model)
 
 
 def open_pair(
@@ -128,7 +137,7 @@ def open_pair(
 
     recipe = None if report is None else recipe_from(report["recipe"])
     words = tokenizer or tokenizer_beside(source) or tokenizer_beside(quantized) or known.tokenizer
-    opened = open_data(
+    opened: Samples = open_data(
         data,
         load(source),
         tokenizer=words,

@@ -347,6 +347,14 @@ def trials(console: Console, value: Mapping[str, Any]) -> None:
             console.print(f"trial {trial['number']} refused: {trial['refused']}", markup=False)
 
 
+def reported(console: Console, value: Mapping[str, Any]) -> None:
+    """Print where the page is, and what it lacks."""
+    size = value["nbytes"] / 1e3
+    console.print(f"{', '.join(value['artifacts'])}: {value['page']} ({size:.0f} kB)", markup=False)
+    for note in value["notes"]:
+        console.print(f"note: {note}", markup=False)
+
+
 def targets(console: Console, rows: Sequence[Row]) -> None:
     """Print the deployment targets."""
     table(console, rows)
