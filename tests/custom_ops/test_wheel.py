@@ -33,6 +33,8 @@ def test_the_wheel_holds_the_library_and_runs_from_another_folder(tmp_path):
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     assert sum("libonnxq_ops." in name for name in names) == 1
+    page = {"report.html", "comparison.html", "style.css", "script.js"}
+    assert {f"onnxq/report/{name}" for name in page} <= {*names}
     assert not [name for name in names if name.endswith((".cpp", ".h", ".cu", "CMakeLists.txt"))]
     folder = str(tmp_path / "site")
     code = f"import sys; sys.path.insert(0, {folder!r})\n" + CODE.format(folder=folder)
