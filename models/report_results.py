@@ -29,6 +29,14 @@ from onnxq.runtime.cache import cache_folder
 
 __all__ = ["report_pages"]
 
+RECIPES: Mapping[str, str] = {
+    "efficientnet-lite0": "int8_static",
+    "pp-ocrv4": "int8_static",
+    "silero-vad": "int8_dynamic",
+    "digits-vit": "int8_static",
+}
+"""Of models that are not made of large matrices."""
+
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
 
@@ -37,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m onnxq.models.report_results")
     parser.add_argument("folder", type=Path, help="where the pages go")
     parser.add_argument("--work", type=Path, default=cache_folder() / "results")
-    parser.add_argument("--recipe", default="int4")
+    parser.add_argument("--recipe", help="for all models; else int4, or what `RECIPES` says")
     parser.add_argument("--sites", type=int, default=24, help="sites whose effect is measured")
     parser.add_argument("--only", nargs="*", help="names of models; all when not given")
     parser.add_argument("--again", action="store_true", help="write again what is there")
@@ -50,7 +58,7 @@ def main() -> None:
             task,
             options.work / name,
             options.folder,
-            recipe=options.recipe,
+            recipe=options.recipe or RECIPES.get(name, "int4"),
             sites=options.sites,
             again=options.again,
         )
@@ -86,7 +94,8 @@ def report_pages(
         return {"model": f"not reported: {error}"}
     said = {}
     for role, path in built.items():
-        artifact, page = work / "reports" / recipe / role, folder / f"{task.name}-{role}.html"
+        artifact = work / "reports" / f"{task.name}-{role}-{recipe}"
+        page = folder / f"{task.name}-{role}.html"
         if again or not page.exists():
             calibration, held_back = task.calibration(built)[role], task.held_back(built)[role]
             try:

@@ -29,6 +29,7 @@ from onnxq.provenance import (
     split_samples,
 )
 from onnxq.runtime import open_session, random_samples
+from onnxq.runtime.generation import is_text_generation
 
 __all__ = ["ModelPair", "open_pair"]
 
@@ -119,15 +120,15 @@ def open_pair(
             f"The float model that {str(quantized)!r} was made from is not known, not there any "
             "more, or not the same file: give its path."
         )
-    find_model_file(source)
     known = Data.of(report)
     if data is None and known.path is not None and Path(known.path).exists():
         data = known.path
+    source, made = _place(source), _place(Path(quantized))
     if data is None:
         samples = random_samples(load(source), 2)
         return ModelPair(
             original=source,
-            quantized=Path(quantized),
+            quantized=made,
             report=report,
             calibration=None,
             samples=samples,
@@ -150,9 +151,15 @@ def open_pair(
     calibration, held_back = split_samples(opened)
     return ModelPair(
         original=source,
-        quantized=Path(quantized),
+        quantized=made,
         report=report,
         calibration=calibration,
         samples=list(itertools.islice(held_back, HELD_BACK)),
         is_random=False,
     )
+
+
+def _place(path: Path) -> Path:
+    """The folder of a model that generates text, which its runtime opens; else the path itself."""
+    folder = find_model_file(path).parent
+    return folder if is_text_generation(folder) else path

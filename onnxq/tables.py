@@ -284,7 +284,7 @@ def debugged(console: Console, value: Mapping[str, Any]) -> None:
         console,
         {
             "quantized model": value["quantized_loss"],
-            f"its {value['places']} places in the float twin": value["replaced_loss"],
+            f"float twin with its {value['places']} differences": value["replaced_loss"],
             "float twin": value["twin_loss"],
         },
     )

@@ -15,6 +15,8 @@ from onnxq.report.wording import figure
 __all__ = ["tradeoff"]
 
 _FLOAT_BITS = 32
+_LEAST = 0.01
+"""The part of the loss down to which effects are added up: below it the sum means nothing."""
 
 
 def tradeoff(facts: Facts, measures: Measures | None) -> dict[str, Any] | None:
@@ -58,7 +60,7 @@ def _of_effects(facts: Facts, measures: Measures) -> dict[str, Any]:
     marks = [_mark(size, left, "this model")]
     for name, more, effect in steps:
         size, left = size + more, left - effect
-        if left <= 0:
+        if left < _LEAST * float(loss["whole"]):
             break
         marks.append(_mark(size, left, f"with {name} in float"))
     series: list[Series] = [

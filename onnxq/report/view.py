@@ -207,7 +207,7 @@ def _sites(facts: Facts, measures: Measures | None, ranked: Mapping[str, Any]) -
         chart = charts.bars(drawn, "relative error", "sites in graph order")
     seen = [float(row["sqnr_db"]) for row in _finite(layers)]
     line = None
-    if seen:
+    if len(seen) > 1:
         marks = [
             (float(n), float(row["sqnr_db"]), f"{row['site']}: {figure(row['sqnr_db'])} dB")
             for n, row in enumerate(_finite(layers))

@@ -64,7 +64,8 @@ def _size_sentence(facts: Facts) -> str:
     if facts.original_bytes:
         ratio = facts.original_bytes / facts.nbytes
         size += f" instead of {megabytes(facts.original_bytes)}, {ratio:.1f} times smaller"
-    sites = f"{len(facts.sites)} sites are quantized ({format_mix(facts)})" if facts.sites else ""
+    count = len(facts.sites)
+    sites = f"{count} {'site is' if count == 1 else 'sites are'} quantized ({format_mix(facts)})"
     left = f"{len(facts.left)} were left in float" if facts.left else ""
     return f"{size}. " + (
         f"{' and '.join(part for part in (sites, left) if part)}." if sites else ""
