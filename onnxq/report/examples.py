@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,7 +94,7 @@ def _values(pair: ModelPair, labels: Sequence[str]) -> list[dict[str, Any]]:
             texts = [_classes(a, labels) if is_classes else _numbers(a) for a in (ours, theirs)]
             decibels = _decibels(ours, theirs)
             if decibels is not None and not is_classes:
-                texts[1] += f" · {decibels:.1f} dB"
+                texts[1] += " · equal" if decibels == math.inf else f" · {decibels:.1f} dB"
             rows.append(
                 {
                     "input": f"sample {number + 1}: {name} {list(ours.shape)}",

@@ -13,6 +13,7 @@ from onnxq.evaluate.size import file_bytes, weight_bits
 from onnxq.export.artifact import MODEL_NAME
 from onnxq.graph import find_sites, load
 from onnxq.graph.reading import find_model_file
+from onnxq.graph.sites import Site
 from onnxq.passes.base import Promise
 from onnxq.passes.recipe import recipe_from
 from onnxq.passes.recipe_text import recipe_text
@@ -76,8 +77,11 @@ def read_facts(
     """
     file = find_model_file(Path(artifact))
     model = load(file)
-    order = [site.name for site in find_sites(model)]
+    found = find_sites(model)
+    order = [site.name for site in found]
     sites, left = _site_rows(report or {"steps": []})
+    if report is None:
+        sites = [_stored(site) for site in found if site.already is not None]
     named = file.parent.name if file.name == MODEL_NAME else file.stem
     return Facts(
         name=named or str(artifact),
@@ -150,6 +154,11 @@ def _site_rows(
             _merge(row, site, step["use"])
     left = [{"site": n, "reason": reason} for n, reason in reasons.items() if n not in done]
     return [row for row in done.values() if row.get("format") or row["notes"]], left
+
+
+def _stored(site: Site) -> dict[str, Any]:
+    """A row for a quantized site of a model that nothing is told of."""
+    return {"site": site.name, "format": site.already, "notes": [], "steps": []}
 
 
 def _merge(row: dict[str, Any], site: Mapping[str, Any], use: str) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 from onnxq.errors import OnnxqError
 from onnxq.evaluate import bench_models, compare_models
 from onnxq.evaluate.fallback import single_effects
-from onnxq.evaluate.losses import PairedLoss
 from onnxq.graph.reading import find_model_file
 from onnxq.model_pair import ModelPair
 from onnxq.passes.base import Progress, no_progress
@@ -32,7 +31,7 @@ class Measures:
     Attributes:
         machine: what it was measured on.
         samples: how many inputs, and whether they were random.
-        loss: ``unit``, ``name``, ``whole`` (of the artifact), ``replaced``, ``twin``.
+        loss: ``unit``, ``name``, ``whole`` (of the artifact).
         outputs: rows of `onnxq.evaluate.Comparison`.
         layers: likewise, by site, against the float twin.
         effects: by site, how much loss goes when it alone is restored to float.
@@ -76,7 +75,8 @@ def measure(
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         "outputs": lambda: _outputs(pair, progress),
         "layers": lambda: _layers(pair, progress),
-        "loss": lambda: _losses(pair, suspects, sites, progress),
+        "loss": lambda: {"loss": _loss(pair)},
+        "effects of sites": lambda: _effects(pair, suspects, sites, progress),
         "speed": lambda: _speed(pair, progress),
         "examples": lambda: {"examples": output_examples(pair, labels)},
     }
@@ -118,20 +118,17 @@ def _layers(pair: ModelPair, progress: Progress) -> dict[str, Any]:
     return {"layers": compared.to_dict()["layers"]}
 
 
-def _losses(
-    pair: ModelPair, suspects: Sequence[str], sites: int, progress: Progress
-) -> dict[str, Any]:
+def _loss(pair: ModelPair) -> dict[str, Any]:
     loss = pair.loss(most=_SAMPLES)
-    found = {"name": loss.name, "unit": loss.unit, "whole": pair.quantized_loss(loss)}
-    if sites == 0:
-        return {"loss": found}
-    effects, extra = _effects(pair, loss, suspects, sites, progress)
-    return {"loss": found | extra, "effects": effects, "effects_of": extra["places"]}
+    return {"name": loss.name, "unit": loss.unit, "whole": pair.quantized_loss(loss)}
 
 
 def _effects(
-    pair: ModelPair, loss: PairedLoss, suspects: Sequence[str], sites: int, progress: Progress
-) -> tuple[dict[str, float], dict[str, Any]]:
+    pair: ModelPair, suspects: Sequence[str], sites: int, progress: Progress
+) -> dict[str, Any]:
+    if sites == 0:
+        return {}
+    loss = pair.loss(most=_SAMPLES)
     with pair.hybrid() as hybrid:
         everything = frozenset(hybrid.places)
         first = [name for name in suspects if name in everything]
@@ -141,8 +138,10 @@ def _effects(
             chosen = everything - restored
             return loss.of(lambda sample, names: hybrid.run(sample, chosen, names))
 
-        extra = {"replaced": without(frozenset()), "twin": without(everything)}
-        return single_effects(order, without, progress), {**extra, "places": len(everything)}
+        return {
+            "effects": single_effects(order, without, progress),
+            "effects_of": len(everything),
+        }
 
 
 def _speed(pair: ModelPair, progress: Progress) -> dict[str, Any]:

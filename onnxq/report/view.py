@@ -80,8 +80,8 @@ def _tiles(facts: Facts, measures: Measures | None) -> list[tuple[str, str]]:
         first, second = measures.bench
         found.append(
             (
-                f"{second['latency_ms']:.3g} ms",
-                f"a run; the original takes {first['latency_ms']:.3g} ms",
+                f"{figure(second['latency_ms'])} ms",
+                f"a run; the original takes {figure(first['latency_ms'])} ms",
             )
         )
     return found

@@ -63,13 +63,14 @@ def _size_sentence(facts: Facts) -> str:
     size = megabytes(facts.nbytes)
     if facts.original_bytes:
         ratio = facts.original_bytes / facts.nbytes
-        size += f" instead of {megabytes(facts.original_bytes)}, {ratio:.1f} times smaller"
+        how = f", {ratio:.1f} times smaller" if ratio >= 1.05 else ", no smaller"
+        size += f" instead of {megabytes(facts.original_bytes)}{how}"
     count = len(facts.sites)
+    if not count:
+        return f"{size}. No site is quantized."
     sites = f"{count} {'site is' if count == 1 else 'sites are'} quantized ({format_mix(facts)})"
-    left = f"{len(facts.left)} were left in float" if facts.left else ""
-    return f"{size}. " + (
-        f"{' and '.join(part for part in (sites, left) if part)}." if sites else ""
-    )
+    left = f" and {len(facts.left)} were left in float" if facts.left else ""
+    return f"{size}. {sites}{left}."
 
 
 def _loss_sentence(measures: Measures) -> str:

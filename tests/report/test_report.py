@@ -18,7 +18,7 @@ from onnxq.graph import save
 from onnxq.model_pair import open_pair
 from onnxq.passes.base import no_progress
 from onnxq.report.charts import _Scale, bits_class
-from onnxq.report.measures import _losses
+from onnxq.report.measures import _effects, _loss
 from onnxq.runtime import open_session
 from tests.five_layers import SITES, five_layers, five_samples, with_noise
 
@@ -82,9 +82,9 @@ def test_the_worst_site_is_the_one_that_is_broken(made):
     sizes = {**dict.fromkeys(SITES, 0.01), "layer_2": 1.0}
     changed = save(with_noise(five_layers(), sizes), made / "changed.onnx")
     pair = open_pair(made / "model.onnx", changed, data=five_samples())
-    found = _losses(pair, [], 48, no_progress)
-    assert next(iter(found["effects"])) == "layer_2"
-    assert found["effects"]["layer_2"] > 0.9 * found["loss"]["whole"]
+    effects = _effects(pair, [], 48, no_progress)["effects"]
+    assert next(iter(effects)) == "layer_2"
+    assert effects["layer_2"] > 0.9 * _loss(pair)["whole"]
 
 
 def test_copied_rows_are_recipes_that_quantize_that_site_better(made, page):
