@@ -25,8 +25,8 @@ def random_samples(
     """Make ``count`` deterministic samples for every input of a model.
 
     Floats are N(0, 1); integers are small and non-negative (masks are ones, so that no row of an
-    attention is empty); booleans are True. A decoder with a key/value cache gets random tokens
-    and an empty cache. Dimensions of the same name get the same size, batch dimensions 1.
+    attention is empty; types of tokens are zeros); booleans are True. A decoder with a key/value
+    cache gets random tokens and an empty cache. Dimensions of the same name get the same size, batch dimensions 1.
 
     Args:
         source: an open session, or a model to open for its input specs.
@@ -65,6 +65,8 @@ def _fill(spec: TensorSpec, generator: np.random.Generator, sizes: Mapping[str, 
         return generator.standard_normal(shape).astype(spec.dtype)
     if "mask" in spec.name:
         return np.ones(shape, spec.dtype)
+    if "token_type" in spec.name or "segment" in spec.name:
+        return np.zeros(shape, spec.dtype)
     if "position" in spec.name and shape:
         return np.broadcast_to(np.arange(shape[-1], dtype=spec.dtype), shape).copy()
     if np.issubdtype(spec.dtype, np.integer):
