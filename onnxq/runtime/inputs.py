@@ -26,7 +26,8 @@ def random_samples(
 
     Floats are N(0, 1); integers are small and non-negative (masks are ones, so that no row of an
     attention is empty; types of tokens are zeros); booleans are True. A decoder with a key/value
-    cache gets random tokens and an empty cache. Dimensions of the same name get the same size, batch dimensions 1.
+    cache gets random tokens and an empty cache. Dimensions of the same name get the same size,
+    batch dimensions 1.
 
     Args:
         source: an open session, or a model to open for its input specs.
