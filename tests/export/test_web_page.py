@@ -161,15 +161,18 @@ def assert_embeds(page, path, text):
     encoded = tokenizer.encode(text)
     known = {"input_ids": encoded.ids, "attention_mask": encoded.attention_mask,
              "token_type_ids": encoded.type_ids}  # fmt: skip
-    with open_session(path, custom_ops=False) as session:
-        feeds = {spec.name: np.array([known[spec.name]], spec.dtype) for spec in session.inputs}
-        hidden = session.run(feeds)[session.outputs[0].name]
-    (wanted,) = mean_pool(hidden, np.array([encoded.attention_mask]))
-    wanted = wanted / np.linalg.norm(wanted)
+    model, vectors = load(path), []
+    spell_out_blocks(model)  # its kernel rounds activations to int8, which the page does not
+    for optimize in (False, True):
+        with open_session(model, optimize=optimize, custom_ops=False) as session:
+            feeds = {spec.name: np.array([known[spec.name]], spec.dtype) for spec in session.inputs}
+            hidden = session.run(feeds)[session.outputs[0].name]
+        (vector,) = mean_pool(hidden, np.array([encoded.attention_mask]))
+        vectors.append(vector / np.linalg.norm(vector))
     run(page, text)
     assert numbers(page, "data-ids", int) == encoded.ids
     found = np.array(numbers(page, "data-vector", float))
-    return float(found @ wanted), float(np.abs(found - wanted).max())
+    return float(np.linalg.norm(found - vectors[0])), float(np.linalg.norm(vectors[1] - vectors[0]))
 
 
 def test_a_tiny_decoder_beside_the_page_and_dropped_into_it(page, llama_export, tmp_path):
@@ -221,10 +224,11 @@ def test_minilm_gives_the_vectors_of_the_cpu(recipe, page, minilm, tmp_path):
     with served(folder) as address:
         page.goto(address)
         settled(page)
-        cosine, difference = assert_embeds(page, artifact.model, TEXT)
-    assert cosine > 0.9999
-    # Vectors have length one: what a cosine of 0.9999 leaves for one entry.
-    assert difference < np.sqrt(2 * (1 - 0.9999))
+        distance, own = assert_embeds(page, artifact.model, TEXT)
+    # Vectors have length one. Activations in the middle between two int8 steps fall to either side
+    # by the last bit of a sum: what that does is measured on the CPU, its sums in another order.
+    assert own < 0.05  # or the test would say nothing
+    assert distance <= max(1e-4, 4 * own)
 
 
 @pytest.fixture(scope="module")
