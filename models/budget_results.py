@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.budget.account import uniform_mixes
 from onnxq.budget.menu import Option, SiteMenu
-from onnxq.budget.plan import Problem, solve, uniform_mixes
+from onnxq.budget.plan import Problem, solve
 from onnxq.budget.policy import load_policy
 from onnxq.budget.problem import planned
 from onnxq.budget.request import Request

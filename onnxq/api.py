@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.budget.plan import ACCOUNT, with_bytes
+from onnxq.budget.account import ACCOUNT, with_bytes
 from onnxq.budget.request import Request, chosen_policy, default_recipe
 from onnxq.budget.run import quantize_to_budget
 from onnxq.debugging import Debugged, debug

@@ -1,34 +1,17 @@
-"""From menus and a budget to a mix, and the account of it that the artifact keeps.
-
-The account, ``onnxq-budget.json``, is what `onnxq report` reads: what was asked and reached, the
-options of every site, uniform mixes, the front and the groups.
-"""
+"""From menus and a budget to a mix."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from onnxq.budget.allocate import Allocation, allocate, front, joined, smallest
+from onnxq.budget.allocate import Allocation, allocate, joined, smallest
 from onnxq.budget.menu import Option, SiteMenu
 from onnxq.budget.request import Request
 from onnxq.errors import BudgetError
 
-__all__ = [
-    "ACCOUNT",
-    "Problem",
-    "Solution",
-    "account_of",
-    "smallest_mix",
-    "solve",
-    "uniform_mixes",
-    "with_bytes",
-]
-
-ACCOUNT = "onnxq-budget.json"
-"""Name of the account in the artifact."""
+__all__ = ["Problem", "Solution", "option_of", "smallest_mix", "solution_of", "solve"]
 
 _GRAIN = 10**9
 """Parts of the allowed loss that a loss is counted in, rounded up."""
@@ -115,7 +98,7 @@ def solve(problem: Problem, request: Request, *, allowed_loss: float | None = No
         for options, choice in zip(shared, found.choice, strict=True)
         for site, at in options[choice].items()
     }
-    return _solution(problem, formats, found.bound)
+    return solution_of(problem, formats, found.bound)
 
 
 def smallest_mix(problem: Problem) -> int:
@@ -224,8 +207,9 @@ def _smallest_under(
     return allocate([[float(size) for size in options] for options in sizes], grains, [_GRAIN])
 
 
-def _solution(problem: Problem, formats: Mapping[str, str], bound: float) -> Solution:
-    chosen = [(menu, _option(menu, formats[menu.site])) for menu in problem.menus]
+def solution_of(problem: Problem, formats: Mapping[str, str], bound: float) -> Solution:
+    """A mix given by name of the site, with what it takes and is predicted to lose."""
+    chosen = [(menu, option_of(menu, formats[menu.site])) for menu in problem.menus]
     times = [option.latency_us for _, option in chosen]
     latency = None
     if problem.fixed_ms is not None:
@@ -240,117 +224,6 @@ def _solution(problem: Problem, formats: Mapping[str, str], bound: float) -> Sol
     )
 
 
-def _option(menu: SiteMenu, fmt: str) -> Option:
+def option_of(menu: SiteMenu, fmt: str) -> Option:
+    """The option of this format."""
     return next(option for option in menu.options if option.format == fmt)
-
-
-def uniform_mixes(problem: Problem) -> dict[str, Solution]:
-    """By name of the format: it for all counted sites that have a choice, the rest at its least.
-
-    Formats count that can store half of these weights; a site that cannot take one, such as a
-    convolution, takes what is nearest to it in bits.
-    """
-    free = [menu for menu in problem.menus if menu.counted and len(menu.options) > 1]
-    weights = sum(menu.weights for menu in free)
-    found = {}
-    for name in dict.fromkeys(name for menu in free for name in menu.formats):
-        able = [menu for menu in free if name in menu.formats]
-        stored = sum(menu.weights for menu in able)
-        if 2 * stored < weights:
-            continue
-        bits = 8 * sum(_option(menu, name).nbytes for menu in able) / stored
-        mix = {menu.site: _nearest(menu, name, bits) for menu in free}
-        rest = {m.site: _least(m).format for m in problem.menus if m.site not in mix}
-        found[name] = _solution(problem, {**rest, **mix}, 0.0)
-    return found
-
-
-def _nearest(menu: SiteMenu, name: str, bits: float) -> str:
-    """The format of this name, or the one nearest in bits."""
-    if name in menu.formats:
-        return name
-    apart = {o.format: abs(8 * o.nbytes / menu.weights - bits) for o in menu.options}
-    return min(apart, key=apart.__getitem__)
-
-
-def _least(menu: SiteMenu) -> Option:
-    return min(menu.options, key=lambda option: option.nbytes)
-
-
-def account_of(
-    problem: Problem, request: Request, solution: Solution, reached: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The content of ``onnxq-budget.json``.
-
-    Args:
-        problem: what there was to choose from.
-        request: what was asked.
-        solution: what was chosen.
-        reached: what was measured of the written model; merged into ``reached``.
-    """
-    losses = [[option.loss for option in menu.options] for menu in problem.menus]
-    sizes = [[problem.nbytes(m, option) for option in m.options] for m in problem.menus]
-    weights = max(problem.counted_weights, 1)
-    return {
-        "version": 1,
-        "asked": request.to_dict(),
-        "reached": {
-            "bits": 8 * solution.counted_bytes / weights,
-            "bytes": solution.nbytes + problem.fixed_bytes,
-            "latency_ms": solution.latency_ms,
-            "predicted_loss": solution.loss,
-            "bound": solution.bound,
-            **reached,
-        },
-        "loss": problem.loss_name,
-        "measure": problem.measure,
-        "sites": [_row(problem, menu, solution.formats[menu.site]) for menu in problem.menus],
-        "uniform": [
-            {
-                "format": name,
-                "bytes": mix.nbytes + problem.fixed_bytes,
-                "bits": 8 * mix.counted_bytes / weights,
-                "latency_ms": mix.latency_ms,
-                "loss": mix.loss,
-            }
-            for name, mix in uniform_mixes(problem).items()
-        ],
-        "front": [
-            {"bytes": use + problem.fixed_bytes, "loss": loss} for use, loss in front(losses, sizes)
-        ],
-        "groups": [list(group) for group in problem.groups],
-    }
-
-
-def with_bytes(account: Mapping[str, Any], nbytes: int) -> dict[str, Any]:
-    """The account of a model whose files take so many bytes, as they were written.
-
-    Bytes of other mixes, which were predicted, are moved by what the prediction was off.
-    """
-    off = nbytes - account["reached"]["bytes"]
-    moved = {
-        key: [{**row, "bytes": row["bytes"] + off} for row in account[key]]
-        for key in ("uniform", "front")
-    }
-    return {**account, **moved, "reached": {**account["reached"], "bytes": nbytes}}
-
-
-def _row(problem: Problem, menu: SiteMenu, fmt: str) -> dict[str, Any]:
-    chosen = _option(menu, fmt)
-    return {
-        "site": menu.site,
-        "weights": menu.weights,
-        "counted": menu.counted,
-        "format": fmt,
-        "bytes": problem.nbytes(menu, chosen),
-        "loss": chosen.loss,
-        "options": [
-            {
-                "format": option.format,
-                "bytes": option.nbytes,
-                "latency_us": option.latency_us,
-                "loss": option.loss,
-            }
-            for option in menu.options
-        ],
-    }

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.budget.plan import Problem, Solution, account_of, smallest_mix, solve
+from onnxq.budget.account import account_of
+from onnxq.budget.plan import Problem, Solution, smallest_mix, solve
 from onnxq.budget.policy import Policy
 from onnxq.budget.problem import PlannedModel, planned
 from onnxq.budget.request import Request

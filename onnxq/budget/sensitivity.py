@@ -26,9 +26,17 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.budget.cost import SiteCost
-from onnxq.errors import CalibrationError, MissingDependency, UsageError
+from onnxq.errors import (
+    BudgetError,
+    CalibrationError,
+    MissingDependency,
+    UnsupportedGraph,
+    UsageError,
+)
 from onnxq.evaluate.output_loss import OutputLoss
 from onnxq.graph.sites import Site
+from onnxq.graph.weights import walk_weights, weight_tensor
+from onnxq.runtime.machine import available_memory
 
 __all__ = ["IN_UNITS", "MEASURES", "Measure", "site_costs"]
 
@@ -87,9 +95,25 @@ def site_costs(
         return {site.name: SiteCost(form="hessian", relative=True) for site in sites}
     if importlib.util.find_spec("torch") is None:
         raise MissingDependency("torch", "torch", f"Sensitivity by {measure!r}")
-    if measure in ("fisher", "hessian_trace"):
-        return _by_gradients(measure, model, samples, sites, loss, seed, progress)
-    return _one_by_one(measure, model, samples, sites, loss, seed, progress)
+    _check_memory(measure, model)
+    by = _by_gradients if measure in ("fisher", "hessian_trace") else _one_by_one
+    try:
+        return by(measure, model, samples, sites, loss, seed, progress)
+    except UnsupportedGraph as error:
+        error.add_note(f"(sensitivity by {measure!r} runs the model in torch; --measure h not)")
+        raise
+
+
+def _check_memory(measure: str, model: ir.Model) -> None:
+    """Raise where torch could not hold the weights in float32."""
+    needed = sum(4 * int(weight_tensor(value).size) for _, value in walk_weights(model))
+    free = available_memory()
+    if free is not None and needed > free:
+        raise BudgetError(
+            f"Sensitivity by {measure!r} holds all weights in memory, {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are available: use --measure h, which takes a layer at a time, "
+            "or a larger machine."
+        )
 
 
 def _by_gradients(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import onnxq
-from onnxq.budget.plan import ACCOUNT
+from onnxq.budget.account import ACCOUNT
 from onnxq.budget.policy import load_policy, matched, policy_names, together
 from onnxq.budget.request import Request, parse_size
 from onnxq.errors import BudgetError, CalibrationError, RecipeError, UsageError
@@ -122,6 +122,12 @@ def test_wrong_requests_say_what_to_do(model):
     with pytest.raises(CalibrationError, match="needs calibration data"):
         onnxq.quantize(model, bits=3)
     assert Request.of() is None
+
+
+def test_a_model_that_does_not_fit_says_what_to_do(model, monkeypatch):
+    monkeypatch.setattr("onnxq.budget.sensitivity.available_memory", lambda: 1000)
+    with pytest.raises(BudgetError, match=r"holds all weights in memory.*use --measure h"):
+        onnxq.quantize(model, bits=3.1, measure="noise", **{**BASE, "menu": ("int3", "int7")})
 
 
 @pytest.mark.parametrize(

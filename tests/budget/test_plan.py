@@ -2,8 +2,9 @@
 
 import pytest
 
+from onnxq.budget.account import uniform_mixes
 from onnxq.budget.menu import Option, SiteMenu
-from onnxq.budget.plan import Problem, uniform_mixes
+from onnxq.budget.plan import Problem
 
 
 def menu(site, weights, **nbytes):
