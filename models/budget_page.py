@@ -23,10 +23,17 @@ _MARKS = re.compile(r"(<!-- measured -->\n).*?(<!-- end -->)", re.S)
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 560, 440, 80, 20, 380
 
 
-def page_of(page: Path, found: Mapping[str, Any], protocol: str) -> None:
-    """Write the part between the marks of the page, and the picture beside it."""
+def page_of(page: Path, found: Mapping[str, Any], protocol: str, *, peers: bool) -> None:
+    """Write the part between the marks of the page, and the picture beside it.
+
+    Args:
+        page: the file.
+        found: finished cells, as `onnxq.models.budget_results` gives them.
+        protocol: on which tokens they were measured.
+        peers: whether figures of `PEERS` were measured on the same tokens.
+    """
     text = page.read_text(encoding="utf-8")
-    part = "\n".join(part_of(found, protocol))
+    part = "\n".join(part_of(found, protocol, peers=peers))
     page.write_text(_MARKS.sub(lambda m: f"{m[1]}{part}\n{m[2]}", text), encoding="utf-8")
     page.with_suffix(".svg").write_text(picture_of(random_points(found)), encoding="utf-8")
 
@@ -49,7 +56,7 @@ def determination(predicted: Sequence[float], measured: Sequence[float]) -> floa
     return float(1 - np.sum((m - p) ** 2) / np.sum((m - m.mean()) ** 2))
 
 
-def part_of(found: Mapping[str, Any], protocol: str) -> list[str]:
+def part_of(found: Mapping[str, Any], protocol: str, *, peers: bool) -> list[str]:
     """The lines of the measured part."""
     points = random_points(found)
     base_few, base = math.exp(_float_loss(found, min)), math.exp(_float_loss(found, max))
@@ -60,23 +67,28 @@ def part_of(found: Mapping[str, Any], protocol: str) -> list[str]:
     return [
         f"Perplexity of SmolLM2-135M-Instruct on {protocol}: {base:.4g} in float32.",
         "",
-        f"**Predicted against measured**, {len(points)} random mixes: R² = {nats:.3f} of the rise "
-        f"of the loss in nats, {perplexities:.3f} of the rise of the perplexity, of the "
-        f"predictions as they are; {fitted:.3f} of a line through them.",
+        f"**Predicted against measured**, {len(points)} random mixes, on the first "
+        f"{min(found['float'], key=int)} windows: R² = {nats:.3f} of the rise of the loss in nats, "
+        f"{perplexities:.3f} of the rise of the perplexity, of the predictions as they are; "
+        f"{fitted:.3f} of a line through them.",
         "",
         "![Predicted and measured rise of the loss of random mixes](budget.svg)",
         "",
-        *_mix_table(found, base),
+        "**Mixes against single formats**, layers stored one by one by GPTQ on statistics of the "
+        "float model and run in float; the written file is what `onnxq quantize --bits` writes, "
+        "with sequential statistics, and is run by its operators.",
+        "",
+        *_mix_table(found, base, peers=peers),
     ]
 
 
-def _mix_table(found: Mapping[str, Any], base: float) -> list[str]:
+def _mix_table(found: Mapping[str, Any], base: float, *, peers: bool) -> list[str]:
     lines = [
         "| bits asked | mix | best single format within it | excess saved | written file | peers |",
         "|---:|---:|---|---:|---:|---|",
     ]
     uniform = {n.partition("-")[2]: c for n, c in found.items() if n.startswith("uniform-")}
-    for bits, peers in PEERS.items():
+    for bits, others in PEERS.items():
         mix = found.get(f"mix-{bits:g}")
         fitting = {n: c for n, c in uniform.items() if c["bits"] <= bits + 0.04}
         if mix is None or not fitting:
@@ -85,7 +97,8 @@ def _mix_table(found: Mapping[str, Any], base: float) -> list[str]:
         saved = 1 - (mix["perplexity"] - base) / (best["perplexity"] - base)
         written = found.get(f"written-mix-{bits:g}")
         as_run = "–" if written is None else f"{written['perplexity']:.4g}"
-        beside = ", ".join(f"{peer} {ppl:.4g} at {at:g}" for peer, at, ppl in peers)
+        beside = ", ".join(f"{peer} {ppl:.4g} at {at:g}" for peer, at, ppl in others)
+        beside = beside if peers else "–"
         lines.append(
             f"| {bits:g} | {mix['perplexity']:.4g} at {mix['bits']:.3f} | `{name}` "
             f"{best['perplexity']:.4g} at {best['bits']:.3f} | {saved:.0%} | {as_run} | {beside} |"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,33 +149,37 @@ class BudgetResults:
             found[f"mix-{bits:g}"] = dict(solve(problem, Request(bits=bits)).formats)
         return found
 
-    def assembled(self, library: Library, name: str, mix: Mapping[str, str]) -> dict[str, Any]:
-        """The perplexity of decoded weights in float."""
+    def assembled(self, library: Library, name: str, mix: Mapping[str, str]) -> None:
+        """Measure the perplexity of decoded weights in float, unless it is there."""
+        if self.cell(name, mix) is not None:
+            return
         windows = _RANDOM_WINDOWS if name.startswith("random") else len(self.evaluation)
-        path = self.work / "cells" / f"{name}.json"
-        found = kept(path)
-        if found is None or found["mix"] != dict(mix):
-            with open_session(library.model(mix)) as session:
-                measured = perplexity(session, self.evaluation[:windows])
-            keep(path, {"loss": measured.loss, "perplexity": measured.perplexity, "mix": mix})
-            found = kept(path) or {}
-        return found
+        with open_session(library.model(mix)) as session:
+            measured = perplexity(session, self.evaluation[:windows])
+        values = {"loss": measured.loss, "perplexity": measured.perplexity, "mix": dict(mix)}
+        keep(self._path(name), values)
 
-    def written(self, name: str, mix: Mapping[str, str]) -> dict[str, Any]:
-        """The perplexity of what the recipe writes for a mix, by its operators."""
-        path = self.work / "cells" / f"written-{name}.json"
-        found = kept(path)
-        if found is None or found["mix"] != dict(mix):
-            recipe = Recipe(name="mix", steps=(with_mix(row(), mix),))
-            samples = self.feeds["model"]
-            done = run_recipe(load(self.rotated), recipe, samples=samples, check="off")
-            with open_session(done.model) as session:
-                measured = perplexity(session, self.evaluation)
-            sites = [s for s in done.steps[-1].report.changed if s.site in mix]
-            nbytes = sum(s.nbytes or 0 for s in sites)
-            keep(path, {"perplexity": measured.perplexity, "nbytes": nbytes, "mix": mix})
-            found = kept(path) or {}
-        return found
+    def written(self, name: str, mix: Mapping[str, str]) -> None:
+        """Measure the perplexity of what the recipe writes for a mix, unless it is there."""
+        if self.cell(f"written-{name}", mix) is not None:
+            return
+        recipe = Recipe(name="mix", steps=(with_mix(row(), mix),))
+        samples = self.feeds["model"]
+        done = run_recipe(load(self.rotated), recipe, samples=samples, check="off")
+        with open_session(done.model) as session:
+            measured = perplexity(session, self.evaluation)
+        sites = [s for s in done.steps[-1].report.changed if s.site in mix]
+        nbytes = sum(s.nbytes or 0 for s in sites)
+        values = {"perplexity": measured.perplexity, "nbytes": nbytes, "mix": dict(mix)}
+        keep(self._path(f"written-{name}"), values)
+
+    def cell(self, name: str, mix: Mapping[str, str]) -> dict[str, Any] | None:
+        """A finished cell of this mix."""
+        found = kept(self._path(name))
+        return found if found is not None and found["mix"] == dict(mix) else None
+
+    def _path(self, name: str) -> Path:
+        return self.work / "cells" / f"{name}.json"
 
     def float_loss(self, windows: int) -> float:
         """The loss of the float model on the first windows of the evaluation."""
@@ -188,22 +192,31 @@ class BudgetResults:
             found = {"loss": loss}
         return float(found["loss"])
 
-    def measure(self, only: str | None = None) -> dict[str, Any]:
-        """All cells that are asked for; see the module docstring.
+    def measure(self, only: str | None = None, names: Sequence[str] = ()) -> None:
+        """The cells that are asked for and not there; see the module docstring.
 
         Args:
             only: ``random``, ``uniform``, ``mix`` or ``written``; everything when None.
+            names: of mixes; all of that kind when empty.
         """
-        problem = self.problem()
         library = Library(self.work / "lib", self.rotated, lambda: self.feeds["model"])
+        for name, mix in self.mixes(self.problem()).items():
+            if names and name not in names:
+                continue
+            if only is None or name.startswith(only):
+                self.assembled(library, name, mix)
+            if only in (None, "written") and not name.startswith("random"):
+                self.written(name, mix)
+
+    def finished(self) -> dict[str, Any]:
+        """All cells that are there, with what was predicted; and the float model."""
+        problem = self.problem()
         found: dict[str, Any] = {}
         for name, mix in self.mixes(problem).items():
-            if only is None or name.startswith(only):
-                found[name] = {**self.assembled(library, name, mix), **told(problem, mix)}
-            wanted = name.startswith(("mix", "uniform"))
-            is_there = (self.work / "cells" / f"written-{name}.json").exists()
-            if wanted and (is_there or only == "written" or only is None):
-                found[f"written-{name}"] = {**self.written(name, mix), **told(problem, mix)}
+            for kind in (name, f"written-{name}"):
+                cell = self.cell(kind, mix)
+                if cell is not None:
+                    found[kind] = {**cell, **told(problem, mix)}
         found["float"] = {n: self.float_loss(n) for n in (_RANDOM_WINDOWS, len(self.evaluation))}
         return found
 
@@ -219,14 +232,15 @@ def told(problem: Problem, mix: Mapping[str, str]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure what is missing, and write the part of the page and its picture."""
+    """Measure what is missing, then write the part of the page and its picture."""
     parser = argparse.ArgumentParser(
         prog="python -m onnxq.models.budget_results", description=__doc__
     )
     parser.add_argument("page", type=Path, help="docs/budget.md")
     parser.add_argument("--work", type=Path, required=True, help="folder of finished cells")
     parser.add_argument("--protocol", type=Path, help="tokens: .npz with eval and calibration")
-    parser.add_argument("--only", choices=("random", "uniform", "mix", "written"))
+    parser.add_argument("--only", choices=("random", "uniform", "mix", "written", "page"))
+    parser.add_argument("--names", nargs="*", default=(), help="of mixes, such as mix-2.5")
     options = parser.parse_args()
     if options.protocol is None:
         calibration = calibration_tokens(encode, windows=_CALIBRATION, window=512)
@@ -237,9 +251,9 @@ def main() -> None:
         calibration, evaluation = data["calibration"], data["eval"]
         about = "the tokens that the figures of llama.cpp were measured on"
     results = BudgetResults(options.work, calibration, evaluation, about)
-    found = results.measure(options.only)
-    if options.only is None:
-        page_of(options.page, found, about)
+    if options.only != "page":
+        results.measure(options.only, options.names)
+    page_of(options.page, results.finished(), about, peers=options.protocol is not None)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def found():
 def test_the_page_tells_what_was_measured(found, tmp_path):
     page = tmp_path / "budget.md"
     page.write_text("# Budgets\n<!-- measured -->\nold\n<!-- end -->\nrest\n")
-    page_of(page, found, "some tokens")
+    page_of(page, found, "some tokens", peers=True)
     text = page.read_text()
     saved = 1 - (27 - math.exp(3.1)) / (30 - math.exp(3.1))
     row = f"| 3.25 | 27 at 3.249 | `trellis3_hyb_l12` 30 at 3.030 | {saved:.0%} | – | Q3_K 40 at"
