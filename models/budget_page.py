@@ -58,15 +58,29 @@ def determination(predicted: Sequence[float], measured: Sequence[float]) -> floa
 
 def part_of(found: Mapping[str, Any], protocol: str, *, peers: bool) -> list[str]:
     """The lines of the measured part."""
+    base = math.exp(_float_loss(found, max))
+    return [
+        f"Perplexity of SmolLM2-135M-Instruct on {protocol}: {base:.4g} in float32.",
+        "",
+        *_random_lines(found),
+        "**Mixes against single formats**, layers stored one by one by GPTQ on statistics of the "
+        "float model and run in float; the written file is what `onnxq quantize --bits` writes, "
+        "with sequential statistics, and is run by its operators.",
+        "",
+        *_mix_table(found, base, peers=peers),
+    ]
+
+
+def _random_lines(found: Mapping[str, Any]) -> list[str]:
     points = random_points(found)
-    base_few, base = math.exp(_float_loss(found, min)), math.exp(_float_loss(found, max))
-    rises = [(base_few * math.expm1(p), base_few * math.expm1(m)) for p, m in points]
+    if len(points) < 3:
+        return []
+    base = math.exp(_float_loss(found, min))
+    rises = [(base * math.expm1(p), base * math.expm1(m)) for p, m in points]
     nats = determination(*zip(*points, strict=True))
     perplexities = determination(*zip(*rises, strict=True))
     fitted = np.corrcoef(np.asarray(points).T)[0, 1] ** 2
     return [
-        f"Perplexity of SmolLM2-135M-Instruct on {protocol}: {base:.4g} in float32.",
-        "",
         f"**Predicted against measured**, {len(points)} random mixes, on the first "
         f"{min(found['float'], key=int)} windows: R² = {nats:.3f} of the rise of the loss in nats, "
         f"{perplexities:.3f} of the rise of the perplexity, of the predictions as they are; "
@@ -74,11 +88,6 @@ def part_of(found: Mapping[str, Any], protocol: str, *, peers: bool) -> list[str
         "",
         "![Predicted and measured rise of the loss of random mixes](budget.svg)",
         "",
-        "**Mixes against single formats**, layers stored one by one by GPTQ on statistics of the "
-        "float model and run in float; the written file is what `onnxq quantize --bits` writes, "
-        "with sequential statistics, and is run by its operators.",
-        "",
-        *_mix_table(found, base, peers=peers),
     ]
 
 
