@@ -99,7 +99,7 @@ def _mix_table(found: Mapping[str, Any], base: float, *, peers: bool) -> list[st
     uniform = {n.partition("-")[2]: c for n, c in found.items() if n.startswith("uniform-")}
     for bits, others in PEERS.items():
         mix = found.get(f"mix-{bits:g}")
-        fitting = {n: c for n, c in uniform.items() if c["bits"] <= bits + 0.04}
+        fitting = {n: c for n, c in uniform.items() if bits - 0.5 < c["bits"] <= bits + 0.04}
         if mix is None or not fitting:
             continue
         name, best = min(fitting.items(), key=lambda item: item[1]["perplexity"])
