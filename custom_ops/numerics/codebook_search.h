@@ -1,4 +1,5 @@
-// The nearest points of codebooks, alone or as sums: see onnxq/numerics/codebook.py for the meaning.
+// The nearest points of codebooks, alone or as sums: see onnxq/numerics/codebook.py for the
+// meaning.
 //
 // One instruction set per file (codebook_search_*.cpp) compiles the same source
 // (codebook_search_kernels.h). All of them do the same IEEE operations in the same order: the
@@ -9,10 +10,10 @@
 
 namespace onnxq {
 
-constexpr int kSearchLanes = 16;      // vectors side by side
-constexpr int kMostDimension = 8;     // entries of a vector
-constexpr int kMostBooks = 16;        // vectors that are added
-constexpr int kWidestBeam = 32;       // sums that are kept while more books follow
+constexpr int kSearchLanes = 16;   // vectors side by side
+constexpr int kMostDimension = 8;  // entries of a vector
+constexpr int kMostBooks = 16;     // vectors that are added
+constexpr int kWidestBeam = 32;    // sums that are kept while more books follow
 
 // books [books][entries][dimension]. Where `weights` is not null the squared error of each entry
 // of a vector counts by its weight, [count][dimension], at least 0.

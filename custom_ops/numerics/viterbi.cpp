@@ -21,8 +21,8 @@ class Search {
                            ? nullptr
                            : kernels.advance_twice(of.shape.step_bits, of.shape.vector)),
         costs_(new uint16_t[static_cast<size_t>(2 * of.shape.cost_count())]),
-        choices_(new uint32_t[static_cast<size_t>(
-            std::max(of.length, 2 * of.window) * of.shape.choice_count())]) {}
+        choices_(new uint32_t[static_cast<size_t>(std::max(of.length, 2 * of.window) *
+                                                  of.shape.choice_count())]) {}
 
   void run(const int16_t* targets, uint16_t* states) {
     const int64_t joint = find_joint(targets);
@@ -56,8 +56,8 @@ class Search {
   void advance(const int16_t* targets, int64_t step) {
     const TrellisShape& shape = of_.shape;
     if (advance_twice_ != nullptr) {
-      floor_ = advance_twice_(
-          shape, {before_, floor_, of_.values, targets, after_, choices_at(step)});
+      floor_ =
+          advance_twice_(shape, {before_, floor_, of_.values, targets, after_, choices_at(step)});
       std::swap(before_, after_);
       return;
     }

@@ -70,8 +70,8 @@ struct Wide {
           _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(first)));
       const __m256i count = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
       const __m256i place = _mm256_slli_epi16(_mm256_srli_epi16(count, kBits), 1);
-      const __m256i bytes = _mm256_or_si256(
-          _mm256_or_si256(place, _mm256_slli_epi16(place, 8)), _mm256_set1_epi16(0x100));
+      const __m256i bytes = _mm256_or_si256(_mm256_or_si256(place, _mm256_slli_epi16(place, 8)),
+                                            _mm256_set1_epi16(0x100));
       return _mm256_shuffle_epi8(few, bytes);
     }
   };
