@@ -24,8 +24,7 @@ from onnxq.passes.recipe import load_recipe
 from onnxq.passes.runner import run_recipe
 from onnxq.provenance import HELD_BACK, artifact_report
 from onnxq.report.making import explain
-from onnxq.report.page import write_page
-from onnxq.runtime.cache import cache_folder
+from onnxq.runtime.cache import cache_folder, write_whole
 
 __all__ = ["report_pages"]
 
@@ -68,7 +67,7 @@ def main() -> None:
             shown = f'<a href="{link}">{name}, {role}</a>' if is_page else f"{name}, {role}"
             lines.append(f"<li>{shown}: {html.escape(said)}</li>")
     index = f"<!doctype html><meta charset=utf-8><title>Reports</title><ul>{''.join(lines)}</ul>\n"
-    write_page(options.folder / "index.html", index)
+    write_whole(options.folder / "index.html", index)
 
 
 def report_pages(

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxq.evaluate import compare_models
 from onnxq.models.task import Task
+from onnxq.runtime.cache import write_whole
 from onnxq.runtime.machine import machine
 
 __all__ = [
@@ -47,10 +48,7 @@ def keep(path: Path, value: Mapping[str, Any]) -> None:
 
 def keep_as_is(path: Path, value: Mapping[str, Any]) -> None:
     """Write a measurement at once: a killed run leaves no half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(value, indent=1, default=str))
-    unfinished.replace(path)
+    write_whole(path, json.dumps(value, indent=1, default=str))
 
 
 def kept(path: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.models.result_cells import keep_as_is, kept
+from onnxq.runtime.cache import write_whole
 
 __all__ = ["gather_cells", "measured_on", "restore_cells"]
 
@@ -44,9 +45,7 @@ def gather_cells(work: Path, store: Path, parts: Iterable[str], files: Iterable[
     paths += [path for part in parts for path in work.glob(f"*/{part}/*.json")]
     cells = {str(path.relative_to(work)): kept(path) for path in sorted(paths)}
     lines = [f"{json.dumps(name)}: {json.dumps(cell)}" for name, cell in cells.items()]
-    unfinished = store.with_suffix(".part")
-    unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    unfinished.replace(store)
+    write_whole(store, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def measured_on(cells: Iterable[Mapping[str, Any]]) -> str:

@@ -9,10 +9,8 @@ Finished trials are kept in a file, so that a killed search goes on.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from onnxq.evaluate.output_loss import LossMeter, find_output_loss
 from onnxq.graph.weights import walk_weights, weight_tensor
 from onnxq.passes.base import Progress, no_progress
 from onnxq.runtime.cache import cache_folder
+from onnxq.runtime.work_folder import hash_of
 
 __all__ = ["Trial", "Tuned", "choices_of", "tune"]
 
@@ -168,9 +167,8 @@ def tune(
 def _default_storage(
     model: Any, recipe: Any, choices: Mapping[str, Sequence[str]], how: Mapping[str, Any]
 ) -> Path:
-    about = json.dumps([str(model), str(recipe), dict(choices), dict(how)], default=str)
-    name = hashlib.sha256(about.encode()).hexdigest()[:16]
-    return cache_folder() / "tune" / f"{name}.log"
+    name = hash_of(str(model), str(recipe), dict(choices), dict(how))
+    return cache_folder() / "tune" / f"{name[:16]}.log"
 
 
 def _run(

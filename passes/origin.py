@@ -11,13 +11,13 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
-import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.calibration.samples import samples_hash
 from onnxq.graph.content_hash import content_hash
 from onnxq.passes.base import Pass
 from onnxq.runtime.work_folder import hash_of
@@ -40,7 +40,8 @@ def first_origin(
         samples: calibration inputs; the first 1024 are read.
         settings: whatever else decides bits: how many threads share a sum.
     """
-    return hash_of(_code(), _versions(), content_hash(model), _samples_hash(samples), settings)
+    seen = samples_hash(samples, limit=_SAMPLES)
+    return hash_of(_code(), _versions(), content_hash(model), seen, settings)
 
 
 def after(origin: str, step: Pass) -> str:
@@ -69,15 +70,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _samples_hash(samples: Iterable[Mapping[str, np.ndarray]] | None) -> str | None:
-    if samples is None:
-        return None
-    digest = hashlib.sha256()
-    for sample in itertools.islice(iter(samples), _SAMPLES):
-        for name in sorted(sample):
-            array = np.ascontiguousarray(sample[name])
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.walk import walk_nodes
-from onnxq.graph.weights import read_weight, walk_weights
-from onnxq.runtime.cache import cache_folder
+from onnxq.calibration.samples import samples_hash
+from onnxq.graph.content_hash import content_hash
+from onnxq.runtime.cache import cache_folder, write_whole
+from onnxq.runtime.work_folder import hash_of
 
 __all__ = ["LossCache", "fingerprint"]
 
@@ -34,26 +34,8 @@ def fingerprint(
         samples: inputs by name; None for none.
         about: plain values: the measure, the options of the solver, ...
     """
-    digest = hashlib.sha256(f"{_VERSION} {importlib.metadata.version('onnxq')}".encode())
-    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
-    for path, node in walk_nodes(model):
-        names = [None if value is None else value.name for value in node.inputs]
-        outputs = [value.name for value in node.outputs]
-        plain = sorted(
-            (name, str(a.value))
-            for name, a in node.attributes.items()
-            if a.type not in (ir.AttributeType.TENSOR, ir.AttributeType.GRAPH)
-        )
-        digest.update(repr((path, node.domain, node.op_type, names, outputs, plain)).encode())
-    for path, value in walk_weights(model):
-        array = np.ascontiguousarray(read_weight(value))
-        digest.update(repr((path, value.name, array.shape, array.dtype.name)).encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    for sample in samples or ():
-        for name in sorted(sample):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(sample[name]).tobytes())
-    return digest.hexdigest()[:32]
+    version = importlib.metadata.version("onnxq")
+    return hash_of(_VERSION, version, content_hash(model), samples_hash(samples), about)[:32]
 
 
 class LossCache:
@@ -75,7 +57,4 @@ class LossCache:
         merged = self.known()
         for site, options in losses.items():
             merged.setdefault(site, {}).update(options)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_suffix(".part")
-        unfinished.write_text(json.dumps(merged))
-        unfinished.replace(self.path)
+        write_whole(self.path, json.dumps(merged))

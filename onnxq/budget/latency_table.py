@@ -9,7 +9,6 @@ table of embeddings) is the float model less the sum of its float sites.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +27,9 @@ from onnxq.passes.recipe import Recipe
 from onnxq.passes.runner import run_recipe
 from onnxq.passes.weight_layout import weight_of, weight_type
 from onnxq.runtime import open_session
-from onnxq.runtime.cache import cache_folder
+from onnxq.runtime.cache import cache_folder, write_whole
 from onnxq.runtime.machine import machine
+from onnxq.runtime.work_folder import hash_of
 
 __all__ = ["LatencyTable", "site_latencies"]
 
@@ -47,8 +47,7 @@ class LatencyTable:
     def __init__(self, folder: Path | None = None) -> None:
         """Open the table of this machine, empty when there is none."""
         about = json.dumps(machine(), sort_keys=True, default=str)
-        name = hashlib.sha256(about.encode()).hexdigest()[:16]
-        self.path = (folder or cache_folder() / "budget") / f"latency-{name}.json"
+        self.path = (folder or cache_folder() / "budget") / f"latency-{hash_of(about)[:16]}.json"
         self._about = about
         self._known: dict[str, float] = {}
         if self.path.exists():
@@ -58,10 +57,7 @@ class LatencyTable:
         """The time for a key, measured and kept the first time."""
         if key not in self._known:
             self._known[key] = measure()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self.path.with_suffix(".part")
-            unfinished.write_text(json.dumps({"machine": self._about, "us": self._known}))
-            unfinished.replace(self.path)
+            write_whole(self.path, json.dumps({"machine": self._about, "us": self._known}))
         return self._known[key]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from onnxq.errors import CalibrationError
 
-__all__ = ["Sample", "Samples"]
+__all__ = ["Sample", "Samples", "samples_hash"]
 
 Sample = Mapping[str, np.ndarray]
 
@@ -86,6 +87,24 @@ class Samples:
                 "samples to one size."
             )
         return np.concatenate(arrays)
+
+
+def samples_hash(samples: Iterable[Sample] | None, *, limit: int | None = None) -> str | None:
+    """SHA-256, in hexadecimal, of what samples hold; None of none.
+
+    Args:
+        samples: read once.
+        limit: look at the first ones only.
+    """
+    if samples is None:
+        return None
+    digest = hashlib.sha256()
+    for sample in itertools.islice(iter(samples), limit):
+        for name in sorted(sample):
+            array = np.ascontiguousarray(sample[name])
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 class _Spool:

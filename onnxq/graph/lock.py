@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from onnxq.errors import ModelSaveError
+from onnxq.errors import ModelSaveError, OnnxqError
 
-__all__ = ["output_lock"]
+__all__ = ["output_lock", "take_lock"]
 
 
 @contextlib.contextmanager
@@ -27,7 +27,13 @@ def output_lock(target: Path) -> Iterator[None]:
     """
     path = target.with_name(f".{target.name}.lock")
     try:
-        descriptor = _acquire(path, target)
+        descriptor = take_lock(
+            path,
+            lambda holder: ModelSaveError(
+                f"{target} is being written by another run ({holder}). "
+                f"Wait for it, or write to another folder."
+            ),
+        )
     except OSError as error:
         raise ModelSaveError(
             f"{target} cannot be written: {error.strerror} ({path.parent}). "
@@ -40,7 +46,13 @@ def output_lock(target: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(path: Path, target: Path) -> int:
+def take_lock(path: Path, refusal: Callable[[str], OnnxqError]) -> int:
+    """Lock a file, made when it is missing, until the descriptor is closed or the process dies.
+
+    Args:
+        path: of the file; it will hold the process id.
+        refusal: what to raise when another process, ``"process 12"``, has the lock.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -48,10 +60,7 @@ def _acquire(path: Path, target: Path) -> int:
         except BlockingIOError as error:
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             os.close(descriptor)
-            raise ModelSaveError(
-                f"{target} is being written by another run (process {holder or 'unknown'}). "
-                f"Wait for it, or write to another folder."
-            ) from error
+            raise refusal(f"process {holder or 'unknown'}") from error
         except OSError:
             os.close(descriptor)
             raise

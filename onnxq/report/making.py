@@ -14,8 +14,9 @@ from onnxq.provenance import artifact_report, original_of
 from onnxq.report.comparing import comparison_view
 from onnxq.report.facts import Facts, distinct_names, read_facts
 from onnxq.report.measures import Measures, measure
-from onnxq.report.page import render, write_page
+from onnxq.report.page import render
 from onnxq.report.view import artifact_view, suspects
+from onnxq.runtime.cache import write_whole
 
 __all__ = ["Reported", "explain", "report"]
 
@@ -128,7 +129,7 @@ def _written(found: Sequence[tuple[Facts, Measures | None]], page: Path) -> Repo
         text = render("report.html", artifact_view(*found[0]))
     else:
         text = render("comparison.html", comparison_view(found))
-    write_page(page, text)
+    write_whole(page, text)
     notes = [
         f"{one.name}: {what} could not be measured: {sentence}"
         for one, measures in found

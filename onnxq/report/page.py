@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.resources
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-__all__ = ["render", "write_page"]
+__all__ = ["render"]
 
 
 def render(template: str, view: Mapping[str, Any]) -> str:
@@ -34,17 +32,6 @@ def render(template: str, view: Mapping[str, Any]) -> str:
         version=importlib.metadata.version("onnxq"),
         **view,
     )
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write a page beside its place and move it there, so that no half of one is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 def _part(name: str) -> str:

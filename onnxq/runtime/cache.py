@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["cache_folder", "in_cache"]
+__all__ = ["cache_folder", "in_cache", "write_whole"]
 
 
 def cache_folder() -> Path:
@@ -18,6 +18,17 @@ def cache_folder() -> Path:
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "onnxq"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file beside its place and move it there: no half of one is ever seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.part")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
 
 
 def in_cache(

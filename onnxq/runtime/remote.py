@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onnxq.errors import MissingDependency, ModelLoadError
-from onnxq.runtime.cache import cache_folder
+from onnxq.runtime.cache import cache_folder, write_whole
 
 __all__ = ["is_remote", "local_path"]
 
@@ -138,7 +138,7 @@ def _copy(system: Any, path: str, target: Path, url: str, progress: Progress | N
     target.parent.mkdir(parents=True, exist_ok=True)
     if known != identity:
         part.unlink(missing_ok=True)
-        note.write_text(json.dumps(identity))
+        write_whole(note, json.dumps(identity))
     with part.open("ab") as stream:
         for chunk in _chunks(system, path, stream.tell(), size, url):
             stream.write(chunk)

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from onnxq.errors import UsageError, WorkFolderError
+from onnxq.graph.lock import take_lock
 
 __all__ = ["Piece", "WorkFolder", "hash_of"]
 
@@ -79,7 +80,7 @@ class WorkFolder:
         try:
             (path / _PIECES).mkdir(parents=True, exist_ok=True)
             (path / _MARK).write_text(json.dumps({"version": _VERSION}) + "\n")
-            self._lock = _locked(path / ".lock")
+            self._lock: int | None = _locked(path)
         except OSError as error:
             raise WorkFolderError(
                 f"The work folder {str(path)!r} cannot be written: {error.strerror or error}. "
@@ -178,25 +179,14 @@ def work_folders(under: Path) -> Iterator[tuple[Path, int, int]]:
         yield mark.parent, len(sizes), sum(sizes)
 
 
-def _locked(path: Path) -> int | None:
-    """Hold the folder until the descriptor is closed or the process dies."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks here: pieces are whole whoever writes them
-        return None
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        os.close(descriptor)
-        raise WorkFolderError(
-            f"Another run (process {holder or 'unknown'}) works in {str(path.parent)!r}. Wait for "
-            "it, or name another folder with --work."
-        ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
-    return descriptor
+def _locked(folder: Path) -> int:
+    return take_lock(
+        folder / ".lock",
+        lambda holder: WorkFolderError(
+            f"Another run ({holder}) works in {str(folder)!r}. Wait for it, or name another folder "
+            "with --work."
+        ),
+    )
 
 
 def _encoded(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
