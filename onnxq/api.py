@@ -21,6 +21,7 @@ from onnxq.export.target import BuiltTarget, DeploymentTarget, Verdicts
 from onnxq.export.targets import build_folder, target_with
 from onnxq.graph import load
 from onnxq.graph.reading import find_model_file
+from onnxq.numerics.threads import limited_threads
 from onnxq.passes.base import PassReport, Progress, SiteReport, no_progress
 from onnxq.passes.recipe import Recipe, load_recipe
 from onnxq.passes.runner import Check, RecipeResult, run_recipe, without_extras
@@ -173,7 +174,7 @@ def quantize(
         window: for a text: tokens in a sample.
         limit: read at most this many samples, those held back among them; None reads all.
         workers: how many sites are solved at once, each in a process of its own; or where and with
-            how many threads. The codes do not depend on it.
+            how many threads: kernels, BLAS, ONNX Runtime and workers share them. The codes do not depend on it.
         work: a folder that keeps every site that a solver has finished on calibration data: a run
             that was killed goes on from there, and another recipe finds what it shares. It stays
             until `onnxq clean` removes it. None keeps nothing.
@@ -200,12 +201,14 @@ def quantize(
     held_back = list(without_extras(held_back, chosen) or ())
     folder = Path(work) if work is not None and chosen.needs_samples else None
     account: Mapping[str, Any] | None = None
+    hands = workers if isinstance(workers, Workers) else Workers(count=workers)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(limited_threads(hands.threads))
         how: dict[str, Any] = {
             "samples": samples,
             "check": check,
             "progress": progress,
-            "workers": workers if isinstance(workers, Workers) else Workers(count=workers),
+            "workers": hands,
             "work": None if folder is None else stack.enter_context(WorkFolder(folder)),
         }
         if request is None or rules is None:

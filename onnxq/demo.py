@@ -12,7 +12,7 @@ from onnxq.evaluate import token_rates
 from onnxq.evaluate.size import file_bytes, weight_bits
 from onnxq.graph import load
 from onnxq.models.registry import task
-from onnxq.numerics.rounding import default_threads
+from onnxq.numerics.threads import default_threads
 from onnxq.passes.base import Progress
 from onnxq.runtime.generation import TextGenerator
 

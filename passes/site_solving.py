@@ -49,7 +49,6 @@ class SiteProblem:
         refit: fit the scales to the codes once more.
         corrects_bias: also find what takes the mean of the error out of the output.
         keep_columns: so many columns stay in full precision.
-        threads: of kernels; the codes do not depend on it.
     """
 
     rows: Array
@@ -61,7 +60,6 @@ class SiteProblem:
     refit: bool = False
     corrects_bias: bool = False
     keep_columns: int = 0
-    threads: int | None = None
 
 
 class _InScratch(Mapping[str, Array]):
@@ -150,8 +148,12 @@ def packed(arrays: Arrays, fmt: Format) -> Arrays:
     return {**arrays, "codes": pack_codes(arrays["codes"], fmt.bits)}
 
 
-def solve_site(problem: SiteProblem) -> SolvedSite:
+def solve_site(problem: SiteProblem, threads: int) -> SolvedSite:
     """Choose the codes of a site, group after group of a convolution.
+
+    Args:
+        problem: what decides them.
+        threads: of kernels; the codes do not depend on it.
 
     Raises:
         FormatError: the weight cannot be stored in the format.
@@ -160,7 +162,7 @@ def solve_site(problem: SiteProblem) -> SolvedSite:
     found, stored, shifts, kept = [], [], [], None
     noise = signal = 0.0
     for part, known in zip(parts, problem.statistics, strict=True):
-        arrays, decoded, kept = _solve_part(part, known, problem)
+        arrays, decoded, kept = _solve_part(part, known, problem, threads)
         if problem.corrects_bias:
             shifts.append(correct_bias(part, decoded, known))
         noise += float(objective(part, decoded, known).sum())
@@ -181,19 +183,19 @@ def solve_site(problem: SiteProblem) -> SolvedSite:
 
 
 def _solve_part(
-    part: Array, known: Statistics, problem: SiteProblem
+    part: Array, known: Statistics, problem: SiteProblem, threads: int
 ) -> tuple[Arrays, Array, KeptColumns | None]:
     """The arrays of one group, what they stand for, and the columns kept."""
     if not problem.keep_columns:
-        arrays = _codes(part, known, problem)
+        arrays = _codes(part, known, problem, threads)
         return arrays, problem.fmt.decode(arrays), None
-    solve = functools.partial(_codes, problem=problem)
+    solve = functools.partial(_codes, problem=problem, threads=threads)
     arrays, kept = solve_keeping(problem.keep_columns, solve, part, problem.fmt, known)
     return arrays, kept.added_to(problem.fmt.decode(arrays)), kept
 
 
-def _codes(part: Array, known: Statistics, problem: SiteProblem) -> Arrays:
-    how: dict[str, Any] = {"seed": problem.seed, "threads": problem.threads, **problem.options}
+def _codes(part: Array, known: Statistics, problem: SiteProblem, threads: int) -> Arrays:
+    how: dict[str, Any] = {"seed": problem.seed, "threads": threads, **problem.options}
     arrays = named(problem.solver).solve(part, problem.fmt, known, **how)
     if not problem.refit:
         return arrays

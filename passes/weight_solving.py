@@ -128,6 +128,7 @@ class WeightSolver:
             cut=how.cut,
             token_weights=how.token_weights,
             need={*self._solver.needs, "mean"} if how.corrects_bias else self._solver.needs,
+            threads=context.workers.threads_here,
             progress=context.progress,
         )
         self.notes = (*walk.notes, *finished.notes)
@@ -263,7 +264,6 @@ class WeightSolver:
             refit=how.refit,
             corrects_bias=how.corrects_bias and bias_reader(site) is not None,
             keep_columns=self._columns_to_keep(site, how),
-            threads=context.workers.threads_each,
         )
 
     def _columns_to_keep(self, site: Site, how: Gathering) -> int:

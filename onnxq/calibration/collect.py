@@ -22,7 +22,7 @@ from onnxq.calibration.observed_model import returning, returning_shapes
 from onnxq.calibration.observers import Method, Observer, ObserverSpec
 from onnxq.calibration.ranges import ChannelRange, Range
 from onnxq.errors import CalibrationError
-from onnxq.numerics.rounding import default_threads
+from onnxq.numerics.threads import default_threads
 from onnxq.runtime import open_session
 
 __all__ = ["DEFAULT_BUDGET", "Progress", "Ranges", "collect_ranges"]

@@ -10,13 +10,17 @@ NumPy computes one triangle), and the products are summed in float64.
 
 Numbers: a float32 sum of n = 4096 products errs by at most n·2⁻²⁴ = 2.4e-4 of Σ|x_i x_j| and
 typically by √n·2⁻²⁴ = 4e-6; the float64 sum over blocks adds nothing, so the error does not grow
-with the data. Solvers damp H by a hundredth of its mean diagonal, far above that.
+with the data. Blocks may be multiplied out by other threads meanwhile, each by one; they are summed
+in their order, so threads change no bit. Solvers damp H by a hundredth of its mean diagonal, far above that.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future
 
 import numpy as np
 
@@ -26,8 +30,29 @@ from onnxq.solvers.statistics import Statistics
 
 __all__ = ["BLOCK_ROWS", "Moments"]
 
+_Products = Iterable[tuple[str, int, Array]]
+
 BLOCK_ROWS = 4096
 """Rows in one product: enough that summing it in float64 costs little."""
+
+
+@dataclasses.dataclass
+class _Block:
+    """Rows that wait to be multiplied out, √w times each, for every group.
+
+    Attributes:
+        rows: [groups, rows, columns] float32.
+        delta: how far those of the float model are from them; None without drift.
+        root: √w of each row.
+        filled: how many rows there are.
+        marks: where the rows of each sample begin.
+    """
+
+    rows: Array
+    delta: Array | None
+    root: Array
+    filled: int = 0
+    marks: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
 
 class Moments:
@@ -40,6 +65,8 @@ class Moments:
         mean: gather the mean of x.
         float_mean: gather the mean of x̃.
         rows: rows in one block.
+        pool: multiplies blocks out while others are filled; None does so at once.
+        ahead: how many blocks may wait for the pool.
     """
 
     def __init__(
@@ -51,16 +78,16 @@ class Moments:
         mean: bool,
         float_mean: bool,
         rows: int = BLOCK_ROWS,
+        pool: Executor | None = None,
+        ahead: int = 0,
     ) -> None:
         self.name = name
         self.reading = reading
         self._wants_drift, self._wants_mean, self._wants_float_mean = drift, mean, float_mean
-        self._rows = rows
-        self._block: Array | None = None
-        self._delta: Array | None = None
-        self._root = np.empty(rows, np.float32)
-        self._filled = 0
-        self._marks: list[tuple[int, int]] = []
+        self._rows, self._pool, self._ahead = rows, pool, ahead
+        self._block: _Block | None = None
+        self._free: list[_Block] = []
+        self._waiting: collections.deque[tuple[_Block, Future[_Products]]] = collections.deque()
         self._weight = 0.0
         self._sums: dict[str, Array] = {}
 
@@ -96,6 +123,8 @@ class Moments:
             CalibrationError: no row has a weight.
         """
         self._flush()
+        while self._waiting:
+            self._take_in()
         if not self._weight:
             raise CalibrationError(
                 f"No token of the calibration data counts for activation {self.name!r}: it is "
@@ -105,8 +134,7 @@ class Moments:
         for total in self._sums.values():
             total /= self._weight
         sums = self._sums
-        self._sums = {}
-        self._block = self._delta = None
+        self._sums, self._free = {}, []
         return tuple(self._statistics(sums, group) for group in range(self.reading.groups))
 
     def _statistics(self, sums: dict[str, Array], group: int) -> Statistics:
@@ -129,30 +157,32 @@ class Moments:
 
     def _take(self, sample: int, piece: Array, other: Array | None, root: Array | None) -> None:
         """Copy rows into the block, √w times each, and multiply it out when it is full."""
-        block, delta = self._blocks(piece.shape[2])
         done = 0
         while done < piece.shape[1]:
-            count = min(piece.shape[1] - done, self._rows - self._filled)
-            span, part = slice(self._filled, self._filled + count), slice(done, done + count)
+            block = self._block = self._block or self._empty(piece.shape[2])
+            count = min(piece.shape[1] - done, self._rows - block.filled)
+            span, part = slice(block.filled, block.filled + count), slice(done, done + count)
             scale = 1.0 if root is None else root[part]
-            self._root[span] = scale
-            np.copyto(block[:, span], piece[:, part], casting="same_kind")
-            if delta is not None:
-                delta[:, span] = 0 if other is None else other[:, part] - piece[:, part]
+            block.root[span] = scale
+            np.copyto(block.rows[:, span], piece[:, part], casting="same_kind")
+            if block.delta is not None:
+                block.delta[:, span] = 0 if other is None else other[:, part] - piece[:, part]
             if root is not None:
-                block[:, span] *= self._root[span, None]
-                if delta is not None:
-                    delta[:, span] *= self._root[span, None]
-            self._marks.append((self._filled, sample))
-            self._filled += count
+                block.rows[:, span] *= block.root[span, None]
+                if block.delta is not None:
+                    block.delta[:, span] *= block.root[span, None]
+            block.marks.append((block.filled, sample))
+            block.filled += count
             done += count
-            if self._filled == self._rows:
+            if block.filled == self._rows:
                 self._flush()
 
-    def _blocks(self, columns: int) -> tuple[Array, Array | None]:
-        if self._block is None:
-            groups = self.reading.groups
-            self._block = np.empty((groups, self._rows, columns), np.float32)
+    def _empty(self, columns: int) -> _Block:
+        """A block without rows: one that has been used before, or a new one."""
+        groups = self.reading.groups
+        if self._free:
+            return dataclasses.replace(self._free.pop(), filled=0, marks=[])
+        if not self._sums:
             self._sums["hessian"] = np.zeros((groups, columns, columns))
             if self._wants_mean or self._wants_float_mean:
                 self._sums["mean"] = np.zeros((groups, columns))
@@ -160,40 +190,61 @@ class Moments:
                 self._sums["shift"] = np.zeros((groups, columns))
             if self._wants_drift:
                 self._sums["drift"] = np.zeros((groups, columns, columns))
-            if self._wants_drift or self._wants_float_mean:
-                self._delta = np.empty_like(self._block)
-        return self._block, self._delta
+        rows = np.empty((groups, self._rows, columns), np.float32)
+        compares = self._wants_drift or self._wants_float_mean
+        delta = np.empty_like(rows) if compares else None
+        return _Block(rows, delta, np.empty(self._rows, np.float32))
 
     def _flush(self) -> None:
-        """Multiply the block out and begin an empty one."""
-        if self._block is None or not self._filled:
+        """Multiply the block out, or have it done, and begin an empty one."""
+        block, self._block = self._block, None
+        if block is None:
             return
-        root = self._root[: self._filled]
-        for group, block in enumerate(self._block[:, : self._filled]):
+        root = block.root[: block.filled]
+        self._weight += float(np.dot(root, root.astype(np.float64)))
+        if self._pool is None or not self._ahead:
+            self._sum(self._products(block))
+            self._free.append(block)
+            return
+        self._waiting.append((block, self._pool.submit(lambda: list(self._products(block)))))
+        if len(self._waiting) > self._ahead:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        """Sum the products of the block that has waited longest."""
+        block, products = self._waiting.popleft()
+        self._sum(products.result())
+        self._free.append(block)
+
+    def _sum(self, products: _Products) -> None:
+        for name, group, product in products:
+            self._sums[name][group] += product
+
+    def _products(self, block: _Block) -> Iterator[tuple[str, int, Array]]:
+        """What a block adds to each sum of each group."""
+        root = block.root[: block.filled]
+        for group, rows in enumerate(block.rows[:, : block.filled]):
             # Both factors are the same memory, so NumPy takes the symmetric product.
             with np.errstate(over="ignore", invalid="ignore"):
-                product = block.T @ block
+                product = rows.T @ rows
             if not np.isfinite(product.diagonal()).all():
-                self._refuse(block)
-            self._sums["hessian"][group] += product
-            delta = None if self._delta is None else self._delta[group, : self._filled]
+                self._refuse(rows, block.marks)
+            yield "hessian", group, product
+            delta = None if block.delta is None else block.delta[group, : block.filled]
             if "mean" in self._sums:
-                self._sums["mean"][group] += root @ block
+                yield "mean", group, root @ rows
             if "shift" in self._sums and delta is not None:
-                self._sums["shift"][group] += root @ delta
+                yield "shift", group, root @ delta
             if "drift" in self._sums and delta is not None:
-                self._sums["drift"][group] += delta.T @ block
-        self._weight += float(np.dot(root, root.astype(np.float64)))
-        self._filled = 0
-        self._marks = []
+                yield "drift", group, delta.T @ rows
 
-    def _refuse(self, block: Array) -> None:
+    def _refuse(self, block: Array, marks: list[tuple[int, int]]) -> None:
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         what = "holds NaN or infinity"
         if not len(bad):
             bad = np.array([int(np.argmax(np.abs(block).max(axis=1)))])
             what = f"holds {np.abs(block).max():.3g}, whose square is no float32"
-        sample = [number for start, number in self._marks if start <= bad[0]][-1]
+        sample = [number for start, number in marks if start <= bad[0]][-1]
         raise CalibrationError(
             f"Activation {self.name!r} {what} on sample {sample}: drop that sample, or mend the "
             "model before this value (a float16 model may overflow: calibrate its float32 form)."

@@ -15,12 +15,14 @@ from onnxq.calibration.activations import ActivationStore, Held
 from onnxq.calibration.hessian import BLOCK_ROWS, Moments
 from onnxq.calibration.readings import Reading
 from onnxq.calibration.row_weights import RowWeights
+from onnxq.calibration.sample_pool import SamplePool
 from onnxq.calibration.segment_model import NewWeight, open_segment
 from onnxq.calibration.segments import Segment, Visit
 from onnxq.calibration.token_weights import TokenWeights
 from onnxq.calibration.wiring import Wiring, values_read
 from onnxq.errors import CalibrationError
 from onnxq.graph.sites import Site
+from onnxq.numerics.threads import blas_threads
 from onnxq.runtime import Session
 from onnxq.solvers.statistics import Statistics
 
@@ -54,7 +56,7 @@ class SegmentWalk:
     wants_drift: bool
     wants_mean: bool
     budget: int
-    threads: int | None
+    pool: SamplePool = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         """Begin without samples."""
@@ -92,9 +94,13 @@ class SegmentWalk:
         self.rows.weigh([None] * self.count)
 
     def run(
-        self, segments: Sequence[Segment], progress: Callable[[str, int, int], None] | None
+        self,
+        segments: Sequence[Segment],
+        pool: SamplePool,
+        progress: Callable[[str, int, int], None] | None,
     ) -> None:
         """Visit every site of every segment; nothing is run once all that is left is known."""
+        self.pool = pool
         visits = [visit for segment in segments for visit in segment.visits]
         self._known = self.known([[visit.site for visit in one.visits] for one in segments])
         self._readers.update(_key(visit) for visit in visits)
@@ -115,12 +121,13 @@ class SegmentWalk:
         received = self.rows.layer(segment.nodes)
         if received is None:
             return
-        sums = []
-        with received.open(self._boundary(segment), self.threads) as session:
-            for index in range(self.count):
+        with received.open(self._boundary(segment), self.pool.inner) as session:
+
+            def attention(index: int) -> np.ndarray | None:
                 result = session.run(self._feeds(index, session, twin=False))
-                sums.append(received.sum(result, self.rows.masks[index]))
-        self.rows.weigh(sums)
+                return received.sum(result, self.rows.masks[index])
+
+            self.rows.weigh(list(self.pool.each(attention)))
 
     def _solve(self, segment: Segment) -> None:
         """Gather what the sites of the segment ask for, as much at once as fits, and solve them."""
@@ -163,6 +170,8 @@ class SegmentWalk:
         width = sum(key[1].groups * _columns(sites[key].copy) for key in batch)
         fitting = _BLOCK_BYTES // (4 * width * (2 if self._compares else 1))
         rows = min(BLOCK_ROWS, max(_LEAST_ROWS, fitting))
+        at_once = self.pool.threads
+        has_room = at_once > 1 and at_once * rows <= fitting
         moments = {
             key: Moments(
                 *key,
@@ -170,23 +179,26 @@ class SegmentWalk:
                 mean=self.wants_mean,
                 float_mean=self.wants_mean and self.flow == "asymmetric",
                 rows=rows,
+                pool=self.pool.pool,
+                ahead=at_once if has_room else 0,
             )
             for key in batch
         }
         alive = {value.name for value in segment.alive}
         inner = {sites[key].input.name: sites[key].input for key in batch}
         inner = {name: value for name, value in inner.items() if name not in alive}
-        for index, (values, twins) in enumerate(self._observed(segment, list(inner.values()))):
-            for (name, _), moment in moments.items():
-                if name in alive:
-                    x = self._now[index][name].read()
-                    held = self._float[index].get(name) if self._compares else None
-                    twin = None if held is None else held.read()
-                else:
-                    x, twin = values[name], twins.get(name)
-                moment.add(index, x, twin, self.rows.of(index))
-        for key, moment in moments.items():
-            self._kept[key] = moment.result()
+        with blas_threads(1 if has_room else self.pool.threads):
+            for index, (values, twins) in enumerate(self._observed(segment, list(inner.values()))):
+                for (name, _), moment in moments.items():
+                    if name in alive:
+                        x = self._now[index][name].read()
+                        held = self._float[index].get(name) if self._compares else None
+                        twin = None if held is None else held.read()
+                    else:
+                        x, twin = values[name], twins.get(name)
+                    moment.add(index, x, twin, self.rows.of(index))
+            for key, moment in moments.items():
+                self._kept[key] = moment.result()
 
     def _observed(
         self, segment: Segment, inner: Sequence[ir.Value]
@@ -198,11 +210,15 @@ class SegmentWalk:
         names = [value.name or "" for value in inner]
         moved = self._spread(segment, ()) if self._compares else set()
         twins = [name for name in names if name in moved]
-        with open_segment(self.model, self._boundary(segment), inner, {}, self.threads) as session:
-            for index in range(self.count):
+        boundary = self._boundary(segment)
+        with open_segment(self.model, boundary, inner, {}, self.pool.inner) as session:
+
+            def observed(index: int) -> tuple[Arrays, Arrays]:
                 values = session.run(self._feeds(index, session, twin=False), names)
                 other = session.run(self._feeds(index, session, twin=True), twins) if twins else {}
-                yield values, other
+                return values, other
+
+            yield from self.pool.each(observed)
 
     def _visit(self, visits: Sequence[Visit]) -> None:
         """Solve these sites."""
@@ -231,35 +247,33 @@ class SegmentWalk:
         with contextlib.ExitStack() as opened:
             sessions = [
                 opened.enter_context(
-                    open_segment(self.model, boundary, values, weights, self.threads)
+                    open_segment(self.model, boundary, values, weights, self.pool.inner)
                 )
                 if values
                 else None
                 for values, weights in ((segment.gives, self._replaced), (twins, {}))
             ]
             del boundary
-            for index in range(self.count):
-                after = self._after(segment, index, sessions[0], self._now[index], twin=False)
-                other = self._after(segment, index, sessions[1], self._float[index], twin=True)
-                self._now[index], self._float[index] = after, other
+
+            def both(index: int) -> list[Arrays]:
+                return [
+                    {} if session is None else session.run(self._feeds(index, session, twin=twin))
+                    for session, twin in zip(sessions, (False, True), strict=True)
+                ]
+
+            for index, (new, other) in enumerate(self.pool.each(both)):
+                self._now[index] = self._after(segment, self._now[index], new)
+                self._float[index] = self._after(segment, self._float[index], other)
         self._replaced = {}
         self._drifted = drifted
 
     def _after(
-        self,
-        segment: Segment,
-        index: int,
-        session: Session | None,
-        before: Mapping[str, Held],
-        *,
-        twin: bool,
+        self, segment: Segment, before: Mapping[str, Held], new: Arrays
     ) -> dict[str, Held]:
-        """Values alive behind the segment: new ones, and those that live on."""
+        """Values alive behind the segment: new ones, which are used up, and those that live on."""
         kept = {name: held for name, held in before.items() if name in segment.passes}
-        if session is not None:
-            results = session.run(self._feeds(index, session, twin=twin))
-            for name in list(results):
-                kept[name] = self.store.hold(results.pop(name))
+        for name in list(new):
+            kept[name] = self.store.hold(new.pop(name))
         return kept
 
     def _feeds(self, index: int, session: Session, *, twin: bool) -> Arrays:

@@ -30,6 +30,7 @@ from onnxq.calibration.activations import ActivationStore
 from onnxq.calibration.checks import checked_samples
 from onnxq.calibration.collect import Progress
 from onnxq.calibration.readings import reading_of
+from onnxq.calibration.sample_pool import SamplePool
 from onnxq.calibration.samples import Samples
 from onnxq.calibration.segment_model import NewWeight
 from onnxq.calibration.segment_walk import Flow, KnownSites, SegmentWalk, SolveSites
@@ -119,7 +120,8 @@ def walk_sites(
             (E[(x̃ − x) xᵀ]; asymmetric flow only).
         memory_budget: bytes of activations to keep in memory; the rest goes to a temporary file.
             The matrices of sites that are solved together may take as much again.
-        threads: threads of the runtime; None leaves the choice to it.
+        threads: run samples and multiply rows out, all of them together; None takes the cores
+            there are. What is found does not depend on it.
         progress: called with (name of the segment's first site, segments done, segments).
 
     Raises:
@@ -145,7 +147,6 @@ def walk_sites(
             wants_drift="drift" in need,
             wants_mean="mean" in need,
             budget=memory_budget,
-            threads=threads,
         )
         wiring = Wiring(
             copy.graph,
@@ -155,7 +156,8 @@ def walk_sites(
         segments, notes = cut_segments(copy, wiring, visits, cut)
         if visits:
             walk.load(_split(samples, copy, weights.array), wiring)
-            walk.run(segments, progress)
+            with SamplePool(walk.count, threads) as pool:
+                walk.run(segments, pool, progress)
         return SiteWalk(
             segments=len(segments) if visits else 0,
             samples=walk.count,

@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.numerics import _native
-from onnxq.numerics.rounding import default_threads
+from onnxq.numerics.threads import default_threads
 
 __all__ = ["SLACK", "CodeGrid", "descend", "descend_arrays"]
 

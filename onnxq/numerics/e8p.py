@@ -37,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.numerics import _native
-from onnxq.numerics.rounding import default_threads
+from onnxq.numerics.threads import default_threads
 
 __all__ = [
     "E8P_UNITS",

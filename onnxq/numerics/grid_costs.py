@@ -25,7 +25,8 @@ import numpy as np
 
 from onnxq.errors import FormatError
 from onnxq.numerics import _native
-from onnxq.numerics.rounding import Rounding, default_threads
+from onnxq.numerics.rounding import Rounding
+from onnxq.numerics.threads import default_threads
 
 __all__ = ["Array", "GridCosts", "kernel_readable", "spread_groups"]
 

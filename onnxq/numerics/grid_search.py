@@ -7,17 +7,21 @@ weight are those of `onnxq.numerics.grid_costs`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import array_api_compat
 
 from onnxq.numerics.grid_costs import Array, GridCosts
 from onnxq.numerics.rounding import Rounding
 
-__all__ = ["BestGrid", "half_quadratic", "near_optimal", "settle"]
+T = TypeVar("T")
 
-_BATCH = 16  # grids that are compared in one pass over the weight
+__all__ = ["BATCH", "BestGrid", "half_quadratic", "near_optimal", "settle"]
+
+BATCH = 16
+"""Grids that are compared in one pass over the weight."""
 _FINE_ROUNDS = 3
 _HQQ_ROUNDS = 20
 _HQQ_BETA = 10.0
@@ -34,30 +38,50 @@ class BestGrid:
         first = None if zero is None else zero[None, ...]
         self.cost = problem.costs(scale[None, ...], first, robust=robust)[0, ...]
 
-    def offer(self, grids: Iterable[tuple[Array, Array | None]]) -> None:
-        """Take over, group by group, whatever of these scales and zero points costs less."""
-        waiting = iter(grids)
-        while batch := list(itertools.islice(waiting, _BATCH)):
-            scales = settle(self.xp.stack([scale for scale, _ in batch]), self.problem.how)
-            zeros = None
-            if self.zero is not None:
-                zeros = self.xp.stack([zero for _, zero in batch])
-            costs = self.problem.costs(scales, zeros, robust=self.robust)
-            for index in range(len(batch)):
-                better = costs[index, ...] < self.cost
-                self.cost = self.xp.where(better, costs[index, ...], self.cost)
-                self.scale = self.xp.where(better, scales[index, ...], self.scale)
-                if zeros is not None:
-                    self.zero = self.xp.where(better, zeros[index, ...], self.zero)
+    def offer(self, scales: Array, zeros: Array | None) -> None:
+        """Take over, group by group, whatever of these scales and zero points costs less.
 
-    def zeros_nearby(self, reach: int) -> list[Array | None]:
-        """The zero point of each group, and those up to ``reach`` beside it."""
-        if self.zero is None:
-            return [None]
-        return [
-            self.xp.clip(self.zero + offset, 0.0, float(self.problem.how.highest))
-            for offset in sorted(range(-reach, reach + 1), key=abs)
-        ]
+        Args:
+            scales: ``[count, bands, groups]``; not more than `BATCH` of them.
+            zeros: the same shape; None when the grid is symmetric.
+        """
+        xp = self.xp
+        scales = settle(scales, self.problem.how)
+        costs = self.problem.costs(scales, zeros, robust=self.robust)
+        costs = xp.where(xp.isnan(costs), xp.inf, costs)
+        least = xp.argmin(costs, axis=0)
+        cost = self._picked(costs, least)
+        better = cost < self.cost
+        self.cost = xp.where(better, cost, self.cost)
+        self.scale = xp.where(better, self._picked(scales, least), self.scale)
+        if zeros is not None:
+            self.zero = xp.where(better, self._picked(zeros, least), self.zero)
+
+    def offer_scaled(self, scale: Array, zero: Array | None, factors: Sequence[float]) -> None:
+        """Offer multiples of a scale, with one zero point."""
+        for some in _batches(factors):
+            scales = scale * self.column(some)
+            same = None if zero is None else self.xp.broadcast_to(zero, scales.shape)
+            self.offer(scales, same)
+
+    def column(self, numbers: Sequence[float]) -> Array:
+        """Numbers as ``[count, 1, 1]``, to go with ``[bands, groups]``."""
+        device = array_api_compat.device(self.scale)
+        values = self.xp.asarray(numbers, dtype=self.xp.float32, device=device)
+        column: Array = self.xp.reshape(values, (-1, 1, 1))
+        return column
+
+    def clipped(self, zeros: Array) -> Array:
+        """Zero points where codes are."""
+        inside: Array = self.xp.clip(zeros, 0.0, float(self.problem.how.highest))
+        return inside
+
+    def _picked(self, stack: Array, least: Array) -> Array:
+        """Of ``[count, bands, groups]`` one of the count for each group."""
+        xp, size = self.xp, math.prod(least.shape)
+        places = xp.reshape(least, (-1,)) * size
+        places = places + xp.arange(size, device=array_api_compat.device(least))
+        return xp.reshape(xp.take(xp.reshape(stack, (-1,)), places), least.shape)
 
     def refit(self, scale: Array, zero: Array | None, threshold: float = 0.0) -> Array:
         """The least-squares scale for the codes that this grid gives."""
@@ -83,20 +107,39 @@ def settle(scale: Array, how: Rounding) -> Array:
 
 def near_optimal(best: BestGrid, scale: Array, zero: Array | None) -> None:
     """Scale and zero point together, from coarse to fine, starting at those of the plain range."""
-    how, xp = best.problem.how, best.xp
+    how = best.problem.how
     if zero is None:
         signs = (1.0,) if how.positive or how.bits == 8 else (1.0, -1.0)
-        best.offer((scale * (sign * factor), None) for sign in signs for factor in _factors(16))
+        best.offer_scaled(scale, None, [sign * f for sign in signs for f in _factors(16)])
     else:
-        best.offer(_wide(scale, zero, how, xp))
+        _offer_wide(best, scale, zero)
+    offsets = (0.0,) if zero is None else (0.0, -1.0, 1.0)
+    steps = [2.0 ** (j / 48) for j in (-3, -2, -1, 0, 1, 2, 3)]
     for _ in range(_FINE_ROUNDS):
-        middle, near = best.scale, best.zeros_nearby(1)
-        steps = [2.0 ** (j / 48) for j in (-3, -2, -1, 0, 1, 2, 3)]
-        best.offer((middle * step, z) for z in near for step in steps)
-        middle, near = best.scale, best.zeros_nearby(1)
-        best.offer([(best.refit(middle, z), z) for z in near])
+        _offer_near(best, list(itertools.product(offsets, steps)))
+        near = [_moved(best, offset) for offset in offsets]
+        refitted = best.xp.stack([best.refit(best.scale, z) for z in near])
+        best.offer(refitted, None if zero is None else best.xp.stack(near))
     for _ in range(_FINE_ROUNDS):
-        best.offer([(best.refit(best.scale, best.zero), best.zero)])
+        best.offer_scaled(best.refit(best.scale, best.zero), best.zero, (1.0,))
+
+
+def _offer_near(best: BestGrid, moves: Sequence[tuple[float, float]]) -> None:
+    """The best grid with its zero point moved and its scale multiplied."""
+    scale, zero = best.scale, best.zero
+    for some in _batches(moves):
+        zeros = None
+        if zero is not None:
+            zeros = best.clipped(zero + best.column([offset for offset, _ in some]))
+        best.offer(scale * best.column([step for _, step in some]), zeros)
+
+
+def _moved(best: BestGrid, offset: float) -> Array | None:
+    return None if best.zero is None else best.clipped(best.zero + offset)
+
+
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    yield from (items[i : i + BATCH] for i in range(0, len(items), BATCH))
 
 
 def _factors(per_octave: int) -> list[float]:
@@ -104,17 +147,25 @@ def _factors(per_octave: int) -> list[float]:
     return [2.0 ** (-i / per_octave) for i in range(-3 * per_octave // 4, 9 * per_octave // 4)]
 
 
-def _wide(scale: Array, zero: Array, how: Rounding, xp: Any) -> Iterable[tuple[Array, Array]]:
+def _offer_wide(best: BestGrid, scale: Array, zero: Array) -> None:
     """Coarse scales, with zero points that keep the origin or the middle, or all there are."""
+    xp, how = best.xp, best.problem.how
+    if how.bits <= 3:
+        values = range(how.highest + 1)
+        for some in _batches(list(itertools.product(_factors(8), values))):
+            scales = scale * best.column([factor for factor, _ in some])
+            zeros = best.column([float(value) for _, value in some])
+            best.offer(scales, xp.broadcast_to(zeros, scales.shape))
+        return
     top = float(how.highest)
-    for factor in _factors(8 if how.bits <= 3 else 12):
-        if how.bits <= 3:
-            for value in range(how.highest + 1):
-                yield scale * factor, xp.full_like(zero, float(value))
-            continue
-        centred = xp.round(zero / factor + (1 - 1 / factor) * top / 2)
-        for middle, offset in itertools.product((zero, centred), (0, -1, 1)):
-            yield scale * factor, xp.clip(middle + float(offset), 0.0, top)
+    choices = itertools.product(_factors(12), (False, True), (0.0, -1.0, 1.0))
+    for chosen in _batches(list(choices)):
+        factors = best.column([factor for factor, _, _ in chosen])
+        middles = best.column([(1 - 1 / factor) * top / 2 for factor, _, _ in chosen])
+        is_centred = best.column([float(centred) for _, centred, _ in chosen]) > 0
+        middle = xp.where(is_centred, xp.round(zero / factors + middles), zero)
+        zeros = best.clipped(middle + best.column([offset for _, _, offset in chosen]))
+        best.offer(scale * factors, zeros)
 
 
 def half_quadratic(best: BestGrid) -> None:
@@ -129,8 +180,9 @@ def half_quadratic(best: BestGrid) -> None:
             mean = xp.astype(shift / xp.where(total > 0, total, 1.0), xp.float32)
             zero = xp.where(total > 0, xp.clip(mean, 0.0, top), zero)
         whole = xp.round(zero)
-        best.offer((best.scale, xp.clip(whole + float(i), 0.0, top)) for i in (0, -1, 1))
+        zeros = best.clipped(whole + best.column((0.0, -1.0, 1.0)))
+        best.offer(xp.broadcast_to(best.scale, zeros.shape), zeros)
     scale = best.scale
     for beta in betas:
         scale = settle(best.refit(scale, best.zero, 1 / beta), how)
-        best.offer([(scale, best.zero)])
+        best.offer_scaled(scale, best.zero, (1.0,))

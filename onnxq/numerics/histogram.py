@@ -22,7 +22,7 @@ from onnxq.errors import CalibrationError
 from onnxq.numerics import _native
 from onnxq.numerics.clipping import least_error_window
 from onnxq.numerics.entropy import entropy_sweep
-from onnxq.numerics.rounding import default_threads
+from onnxq.numerics.threads import default_threads
 
 __all__ = [
     "Histogram",

@@ -43,7 +43,7 @@ import numpy.typing as npt
 
 from onnxq.errors import FormatError
 from onnxq.numerics import _native
-from onnxq.numerics.rounding import default_threads
+from onnxq.numerics.threads import default_threads
 
 __all__ = ["Factor", "factor_hessian"]
 

@@ -27,7 +27,6 @@ AWQ (Lin et al. 2023, arXiv:2306.00978, ``auto_clip``) and OmniQuant (arXiv:2308
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import numpy as np
@@ -35,13 +34,13 @@ import numpy.typing as npt
 
 from onnxq.errors import FormatError
 from onnxq.numerics import _native
+from onnxq.numerics.threads import default_threads
 
 __all__ = [
     "MINMAX",
     "MSE_GRID",
     "Rounded",
     "Rounding",
-    "default_threads",
     "pack_groups",
     "round_groups",
     "round_groups_reference",
@@ -58,13 +57,6 @@ MSE_GRID: tuple[float, ...] = tuple(float(np.float32(2.0 ** (-i / 8))) for i in 
 
 _HALF_TINY = np.float32(2.0**-24)
 _FLOAT_TINY = np.float32(2.0**-126)
-
-
-def default_threads() -> int:
-    """The number of CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

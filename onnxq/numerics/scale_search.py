@@ -42,9 +42,9 @@ from onnxq.numerics.rounding import (
     MINMAX,
     MSE_GRID,
     Rounding,
-    default_threads,
     round_groups,
 )
+from onnxq.numerics.threads import default_threads
 
 __all__ = ["ScaleGrid", "Search", "checked_importance", "round_to", "search_scales"]
 
@@ -110,7 +110,7 @@ def search_scales(
             else:
                 full = dataclasses.replace(how, half_scales=False)
                 base = _plain_grid(weight, full, span, threads)[0] if how.half_scales else scale
-                best.offer((base * factor, zero) for factor in MSE_GRID[1:])
+                best.offer_scaled(base, zero, MSE_GRID[1:])
             if method == "neuqi":
                 near_optimal(best, scale, zero)
         scale, zero = best.scale, best.zero

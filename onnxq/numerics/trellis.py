@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.numerics import _native
-from onnxq.numerics.rounding import default_threads
+from onnxq.numerics.threads import default_threads
 
 __all__ = ["CODES", "Code", "Trellis", "find_paths", "states_of"]
 

@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import MissingDependency, OnnxqError, UnsupportedGraph
+from onnxq.numerics.threads import thread_limit
 from onnxq.runtime.closing import Closing
 from onnxq.runtime.operators import register_operators
 
@@ -119,7 +120,8 @@ def open_session(
     Args:
         source: a file, serialized bytes, or a model in memory (left as it is).
         optimize: run the runtime's graph optimizations; off for bit-exact comparisons.
-        threads: threads inside an operator; None leaves the choice to the runtime.
+        threads: threads inside an operator; None takes the limit of this process, and without one
+            leaves the choice to the runtime.
         extra_outputs: names of inner values of the main graph to return as well.
         shapes_first: run Shape and Size nodes as soon as what they read is there, so that it need
             not be kept for them; otherwise the runtime may run them last of all.
@@ -140,6 +142,7 @@ def open_session(
         raise MissingDependency("onnxruntime", "cpu", "Running a model") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    threads = threads or thread_limit()
     if threads is not None:
         options.intra_op_num_threads = threads
     if shapes_first:

@@ -10,17 +10,17 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import os
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal, TypeVar
 
 from onnxq.errors import MissingDependency, UsageError, WorkerError
+from onnxq.numerics.threads import default_threads, limited_threads
 
 __all__ = ["Backend", "Workers"]
 
 Backend = Literal["processes", "threads", "ray", "dask"]
 
-_LOCAL = {"processes": "loky", "threads": "threading"}
+_LOCAL = ("processes", "threads")
 _TRIES = 3
 """How often a piece is given to a worker before it is given up: workers can be lost."""
 
@@ -34,7 +34,8 @@ class Workers:
 
     Attributes:
         count: how many workers.
-        threads: threads of all of them together; None takes the cores of this machine.
+        threads: of all of them together, and of this process while they rest; None takes the cores
+            of this machine, of a cluster one for each.
         backend: ``processes`` and ``threads`` of this machine; ``ray`` and ``dask``: a cluster.
         address: of the cluster; None starts or finds one here.
     """
@@ -51,25 +52,33 @@ class Workers:
                 raise UsageError(f"{number} {name} of workers: give 1 or more.")
 
     @property
-    def threads_each(self) -> int | None:
-        """Threads for the kernels of one worker; None leaves the choice to them."""
-        if self.count == 1:
-            return self.threads
-        return max(1, (self.threads or os.cpu_count() or 1) // self.count)
+    def threads_here(self) -> int:
+        """Threads of this process while no worker runs."""
+        return self.threads or default_threads()
+
+    def threads_each(self, pieces: int) -> int:
+        """Threads for the kernels of one of so many pieces that are there at once."""
+        busy = max(1, min(self.count, pieces))
+        if busy > 1 and self.threads is None and self.backend not in _LOCAL:
+            return 1
+        return max(1, self.threads_here // busy)
 
     def map(
         self,
-        function: Callable[[Problem], Result],
+        function: Callable[[Problem, int], Result],
         problems: Sequence[Problem],
         keep: Callable[[int, Result], None],
     ) -> None:
         """Call ``function`` on every problem, and ``keep`` with its number and what it gave.
 
+        A single problem is solved here, with the threads of all workers.
+
         A problem whose worker was lost is given to another one; those that are kept are not made
         again.
 
         Args:
-            function: of a module, so that another process finds it.
+            function: of a module, so that another process finds it; given a problem and how many
+                threads its kernels may use.
             problems: what can be sent to another process.
             keep: called in this process, in the order of the problems, as results arrive.
 
@@ -78,8 +87,9 @@ class Workers:
             OnnxqError: what ``function`` raises.
         """
         if self.count == 1 or len(problems) < 2:
-            for number, problem in enumerate(problems):
-                keep(number, function(problem))
+            with limited_threads(self.threads_here):
+                for number, problem in enumerate(problems):
+                    keep(number, function(problem, self.threads_here))
             return
         done = 0
         for _ in range(_TRIES):
@@ -98,18 +108,32 @@ class Workers:
         ) from reason
 
     def _results(
-        self, function: Callable[[Problem], Result], problems: Sequence[Problem]
+        self, function: Callable[[Problem, int], Result], problems: Sequence[Problem]
     ) -> Generator[Result, None, None]:
         import joblib
 
-        jobs = (joblib.delayed(function)(problem) for problem in problems)
-        if self.backend not in _LOCAL:
+        threads = self.threads_each(len(problems))
+        if self.backend == "threads":
+            jobs = [joblib.delayed(function)(problem, threads) for problem in problems]
+            with limited_threads(threads):
+                yield from joblib.Parallel(
+                    self.count, backend="threading", return_as="generator", pre_dispatch="2*n_jobs"
+                )(jobs)
+            return
+        jobs = [joblib.delayed(_alone)(function, problem, threads) for problem in problems]
+        if self.backend != "processes":
             yield from _cluster(self.backend, self.address, self.count)(jobs)
             return
-        inner = {"inner_max_num_threads": self.threads_each}
-        options: dict[str, Any] = inner if self.backend == "processes" else {}
-        with joblib.parallel_config(_LOCAL[self.backend], n_jobs=self.count, **options):
+        # the same number every time: with another one joblib would start the processes anew
+        inner = self.threads_each(self.count)
+        with joblib.parallel_config("loky", n_jobs=self.count, inner_max_num_threads=inner):
             yield from joblib.Parallel(return_as="generator", pre_dispatch="2*n_jobs")(jobs)
+
+
+def _alone(function: Callable[[Problem, int], Result], problem: Problem, threads: int) -> Result:
+    """Solve a problem in a process of its own."""
+    with limited_threads(threads):
+        return function(problem, threads)
 
 
 @functools.cache
