@@ -28,6 +28,7 @@ from onnxq.export.genai import copy_companions
 from onnxq.export.operator_library import bundle_library
 from onnxq.graph import check_graph, load, save
 from onnxq.passes.runner import RecipeResult
+from onnxq.runtime.run_log import stage, stages_so_far
 
 MODEL_NAME = "model.onnx"
 REPORT_NAME = "onnxq.json"
@@ -98,20 +99,24 @@ def write_artifact(
     folder = folder.absolute()
     mine = refuse_foreign(folder, overwrite)
     with fresh_folder(folder, overwrite=mine) as staging:
-        path = save(result.model, staging / MODEL_NAME)
+        with stage("write"):
+            path = save(result.model, staging / MODEL_NAME)
         if companions is not None:
             copy_companions(companions, staging)
         operators = bundle_library(result.model, staging)
         for name, account in (accounts or {}).items():
             _write_json(staging / name, account(_model_bytes(staging)))
+        with stage("verify"):
+            verification = _verify(path, original, held_back)
         report = {
             "onnxq": importlib.metadata.version("onnxq"),
             "source": dict(source),
             "recipe": result.recipe.to_dict(),
             "versions": _versions(),
             "steps": [step.to_dict() for step in result.steps],
+            "stages": stages_so_far(),
             "operators": operators,
-            "verification": _verify(path, original, held_back),
+            "verification": verification,
             "files": _files(staging),
         }
         _write_json(staging / REPORT_NAME, report)

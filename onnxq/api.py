@@ -29,6 +29,8 @@ from onnxq.provenance import recorded, split_samples
 from onnxq.quality import evaluate
 from onnxq.report.making import Reported, report
 from onnxq.runtime import random_samples
+from onnxq.runtime.machine import machine
+from onnxq.runtime.run_log import RunLog, stage
 from onnxq.runtime.work_folder import WorkFolder
 from onnxq.runtime.workers import Workers
 
@@ -142,6 +144,8 @@ def quantize(
     limit: int | None = None,
     workers: int | Workers = 1,
     work: str | Path | None = None,
+    log: str | Path | None = None,
+    profile: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> Quantized:
     """Run a recipe on a model and, when ``out`` is given, write the verified artifact.
@@ -174,10 +178,13 @@ def quantize(
         window: for a text: tokens in a sample.
         limit: read at most this many samples, those held back among them; None reads all.
         workers: how many sites are solved at once, each in a process of its own; or where and with
-            how many threads: kernels, BLAS, ONNX Runtime and workers share them. The codes do not depend on it.
+            how many threads: kernels, BLAS, ONNX Runtime and workers share them. The codes do not
+            depend on it.
         work: a folder that keeps every site that a solver has finished on calibration data: a run
             that was killed goes on from there, and another recipe finds what it shares. It stays
             until `onnxq clean` removes it. None keeps nothing.
+        log: a file for what happens, one line of JSON for each event; see docs/long_runs.md.
+        profile: a folder for the statistics of Python's profiler, one file for each stage.
         progress: called with (what, done, total).
 
     Raises:
@@ -189,21 +196,23 @@ def quantize(
     rules = chosen_policy(request, policy, menu)
     if out is not None:
         refuse_foreign(Path(out), overwrite)
-    original = load(model)
-    source = _source_of(model)
-    if data is not None:
-        from onnxq.calibration import tokenizer_beside
-
-        tokenizer = tokenizer or tokenizer_beside(model)
-        source |= recorded(data, tokenizer, window, limit)
-        data = _open(original, data, tokenizer, window, limit, chosen.extra_arrays)
-    samples, held_back = _split(original, data, check)
-    held_back = list(without_extras(held_back, chosen) or ())
-    folder = Path(work) if work is not None and chosen.needs_samples else None
-    account: Mapping[str, Any] | None = None
     hands = workers if isinstance(workers, Workers) else Workers(count=workers)
+    source = _source_of(model)
     with contextlib.ExitStack() as stack:
         stack.enter_context(limited_threads(hands.threads))
+        about = {"source": source, "recipe": chosen.name, "out": out, "machine": machine()}
+        stack.enter_context(_run_log(log, profile, {**about, "workers": dataclasses.asdict(hands)}))
+        with stage("open"):
+            original = load(model)
+            if data is not None:
+                from onnxq.calibration import tokenizer_beside
+
+                tokenizer = tokenizer or tokenizer_beside(model)
+                source |= recorded(data, tokenizer, window, limit)
+                data = _open(original, data, tokenizer, window, limit, chosen.extra_arrays)
+            samples, held_back = _split(original, data, check)
+            held_back = list(without_extras(held_back, chosen) or ())
+        folder = Path(work) if work is not None and chosen.needs_samples else None
         how: dict[str, Any] = {
             "samples": samples,
             "check": check,
@@ -211,6 +220,7 @@ def quantize(
             "workers": hands,
             "work": None if folder is None else stack.enter_context(WorkFolder(folder)),
         }
+        account: Mapping[str, Any] | None = None
         if request is None or rules is None:
             result = run_recipe(original, chosen, **how)
         else:
@@ -350,6 +360,16 @@ def _split(
     if samples is None:
         return None, list(random_samples(model, 2, seed=1)) if check == "auto" else []
     return split_samples(samples)
+
+
+def _run_log(
+    log: str | Path | None, profile: str | Path | None, about: Mapping[str, Any]
+) -> RunLog:
+    return RunLog(
+        None if log is None else Path(log),
+        profile=None if profile is None else Path(profile),
+        **about,
+    )
 
 
 def _source_of(model: Any) -> dict[str, Any]:

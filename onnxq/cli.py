@@ -16,6 +16,7 @@ from onnxq.console import Json, progress_bars, say_error, show
 from onnxq.errors import OnnxqError, UsageError
 from onnxq.quality import METRICS
 from onnxq.runtime.remote import local_path
+from onnxq.working import beside
 
 app = typer.Typer(
     name="onnxq",
@@ -128,6 +129,13 @@ def quantize(
     resume: Annotated[
         bool, typer.Option(help="Keep finished sites, and go on where a killed run stopped.")
     ] = True,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="File for what happens, a line of JSON each; OUT.log.jsonl."),
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option(help="Profile each stage into OUT.profile; print what took most.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Quantize a model by a recipe and write a verified artifact."""
@@ -155,8 +163,12 @@ def quantize(
             limit=limit,
             workers=chosen,
             work=kept,
+            log=log or beside(out, "log.jsonl"),
+            profile=beside(out, "profile") if profile else None,
             progress=progress,
         )
+    if profile:
+        working.show_profiles(beside(out, "profile"))
     assert quantized.artifact is not None
     show(quantized.artifact_values(), as_json, tables.artifact)
 

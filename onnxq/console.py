@@ -14,7 +14,7 @@ import typer
 
 from onnxq.passes.base import Progress
 
-__all__ = ["Json", "progress_bars", "say_error", "show"]
+__all__ = ["Json", "progress_bars", "say_aside", "say_error", "show"]
 
 _output = rich.console.Console()
 _errors = rich.console.Console(stderr=True)
@@ -27,6 +27,11 @@ def say_error(error: Exception, heading: str) -> None:
     _errors.print(f"[bold red]{heading}[/] {type(error).__name__}", highlight=False)
     for sentence in (str(error), *getattr(error, "__notes__", ())):
         _errors.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_aside(render: Callable[[rich.console.Console], None]) -> None:
+    """Show, through ``render(console)``, what is no result: on standard error."""
+    render(_errors)
 
 
 @contextmanager

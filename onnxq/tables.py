@@ -17,6 +17,8 @@ Row = Mapping[str, Any]
 
 _OUTPUTS_SHOWN = 8
 _SITES_SHOWN = 5
+_SHORT = 0.1
+"""Seconds; stages that take less are not shown."""
 
 
 def table(
@@ -91,6 +93,13 @@ def artifact(console: Console, report: Mapping[str, Any]) -> None:
             }
         )
     table(console, steps, title=f"recipe {report['recipe']['name']}")
+    stages = [
+        {key.replace("_", " "): value for key, value in row.items()}
+        for row in report.get("stages", ())
+        if row["seconds"] >= _SHORT
+    ]
+    if stages:
+        table(console, stages, title="where time and memory went")
     moved = list(moved_outliers(report["steps"]))
     if moved:
         table(console, moved, title="outliers before → after: middle of the sites (worst)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from onnxq.console import Json, show
+from onnxq.console import Json, say_aside, show
 from onnxq.errors import OnnxqError, UsageError
+from onnxq.runtime.run_log import heaviest
 from onnxq.runtime.work_folder import WorkFolder, refuse_other, work_folders
 from onnxq.runtime.workers import Backend, Workers
 
-__all__ = ["app", "chosen_workers", "work_beside"]
+__all__ = ["app", "beside", "chosen_workers", "show_profiles", "work_beside"]
 
 app = typer.Typer()
 
@@ -30,6 +32,20 @@ def chosen_workers(count: int, threads: int | None, backend: str, address: str |
     if backend not in known:
         raise UsageError(f"There is no --backend {backend!r}: give one of {', '.join(known)}.")
     return Workers(count=count, threads=threads, backend=backend, address=address)  # type: ignore[arg-type]
+
+
+def beside(out: Path, what: str) -> Path:
+    """Where a run keeps what is not part of its artifact: ``OUT.work``, ``OUT.log.jsonl``."""
+    return out.with_name(f"{out.name}.{what}")
+
+
+def show_profiles(folder: Path) -> None:
+    """Print the ten functions that took most in each stage, on standard error."""
+    from onnxq import tables
+
+    for file in sorted(folder.glob("*.pstats")):
+        show = functools.partial(tables.table, rows=heaviest(file), title=str(file))
+        say_aside(show)
 
 
 @contextlib.contextmanager
@@ -50,7 +66,7 @@ def work_beside(out: Path, work: Path | None, resume: bool) -> Iterator[Path | N
             raise UsageError("--work keeps finished sites and --no-resume does not: give one.")
         yield None
         return
-    folder = work or out.with_name(f"{out.name}.work")
+    folder = work or beside(out, "work")
     refuse_other(folder)
     try:
         yield folder

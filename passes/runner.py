@@ -21,6 +21,7 @@ from onnxq.passes.recipe import Recipe
 from onnxq.passes.site_outliers import OutlierShift, OutlierWatch
 from onnxq.passes.site_patterns import name_roles
 from onnxq.runtime import random_samples
+from onnxq.runtime.run_log import note, stage
 from onnxq.runtime.work_folder import WorkFolder
 from onnxq.runtime.workers import Workers
 
@@ -187,8 +188,11 @@ def _run_step(
         watch.before(model)
     start = time.perf_counter()
     try:
-        acting.requires(model)
-        report = acting.call(model, context)
+        with stage(who):
+            acting.requires(model)
+            report = acting.call(model, context)
+            for site in report.left:
+                note("site left", site=site.site, reason=site.reason)
     except OnnxqError as error:
         error.add_note(f"(while running the pass {who})")
         raise

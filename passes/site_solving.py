@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -92,6 +93,7 @@ class SolvedSite:
         output_error: √(E‖(W − Ŵ) x‖² / E‖W x‖²); None without data.
         shift: what the bias is to move the output by, [rows]; None leaves it.
         kept: columns in full precision; None without any.
+        seconds: it took to choose them; 0 for those of an earlier run.
     """
 
     arrays: Mapping[str, Array]
@@ -99,6 +101,7 @@ class SolvedSite:
     output_error: float | None = None
     shift: Array | None = None
     kept: KeptColumns | None = None
+    seconds: float = 0.0
 
     def kept_in(self, scratch: Scratch) -> Self:
         """Itself, its arrays where many sites need not be in memory together."""
@@ -158,6 +161,7 @@ def solve_site(problem: SiteProblem, threads: int) -> SolvedSite:
     Raises:
         FormatError: the weight cannot be stored in the format.
     """
+    start = time.perf_counter()
     parts = np.split(problem.rows, len(problem.statistics))
     found, stored, shifts, kept = [], [], [], None
     noise = signal = 0.0
@@ -179,6 +183,7 @@ def solve_site(problem: SiteProblem, threads: int) -> SolvedSite:
         output_error=math.sqrt(max(noise, 0.0) / signal) if signal > 0 else 0.0,
         shift=np.concatenate(shifts) if shifts else None,
         kept=kept,
+        seconds=time.perf_counter() - start,
     )
 
 

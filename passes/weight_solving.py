@@ -33,6 +33,7 @@ from onnxq.passes.kept_columns_writing import keeping_refusal
 from onnxq.passes.learned_rounding import learn_codes
 from onnxq.passes.site_solving import SiteProblem, SolvedSite, packed, solve_site
 from onnxq.passes.weight_layout import weight_of
+from onnxq.runtime.run_log import note
 from onnxq.solvers.inputs import require_integers
 from onnxq.solvers.kept_columns import KeptColumns
 from onnxq.solvers.registry import Solver
@@ -221,6 +222,7 @@ class WeightSolver:
             elif (found := finished.read(site)) is not None:
                 self._columns_to_keep(site, how)
                 self._solved[key] = found.kept_in(context.scratch)
+                note("site found", site=site.name, format=str(fmt))
             else:
                 new[key] = site
                 problems.append(self._problem(site, fmt, statistics, how, context))
@@ -229,6 +231,13 @@ class WeightSolver:
         def keep(number: int, result: SolvedSite) -> None:
             self._solved[keys[number]] = result.kept_in(context.scratch)
             finished.keep(new[keys[number]], result)
+            note(
+                "site solved",
+                site=new[keys[number]].name,
+                format=str(formats[new[keys[number]].name]),
+                seconds=round(result.seconds, 6),
+                output_error=result.output_error,
+            )
 
         context.workers.map(solve_site, problems, keep)
         return [self._new_weight(s, formats[s.name], s.name in again, finished) for s, _ in jobs]

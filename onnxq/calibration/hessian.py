@@ -10,8 +10,9 @@ NumPy computes one triangle), and the products are summed in float64.
 
 Numbers: a float32 sum of n = 4096 products errs by at most n·2⁻²⁴ = 2.4e-4 of Σ|x_i x_j| and
 typically by √n·2⁻²⁴ = 4e-6; the float64 sum over blocks adds nothing, so the error does not grow
-with the data. Blocks may be multiplied out by other threads meanwhile, each by one; they are summed
-in their order, so threads change no bit. Solvers damp H by a hundredth of its mean diagonal, far above that.
+with the data. Solvers damp H by a hundredth of its mean diagonal, far above that. Blocks may be
+multiplied out by other threads meanwhile, each by one; they are summed in their order, so threads
+change no bit.
 """
 
 from __future__ import annotations

@@ -267,9 +267,7 @@ class SegmentWalk:
         self._replaced = {}
         self._drifted = drifted
 
-    def _after(
-        self, segment: Segment, before: Mapping[str, Held], new: Arrays
-    ) -> dict[str, Held]:
+    def _after(self, segment: Segment, before: Mapping[str, Held], new: Arrays) -> dict[str, Held]:
         """Values alive behind the segment: new ones, which are used up, and those that live on."""
         kept = {name: held for name, held in before.items() if name in segment.passes}
         for name in list(new):

@@ -39,6 +39,7 @@ def artifact_view(facts: Facts, measures: Measures | None) -> dict[str, Any]:
         "tiles": _tiles(facts, measures),
         "asked": _asked(facts),
         "steps": facts.steps,
+        "stages": (facts.report or {}).get("stages", []),
         "verification": _verification(facts),
         "worst": _worst(facts, ranked),
         "sites": _sites(facts, measures, ranked),

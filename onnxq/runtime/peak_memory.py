@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,9 +21,12 @@ import numpy as np
 
 from onnxq.errors import OnnxqError
 
-__all__ = ["PeakMemory", "peak_memory"]
+__all__ = ["PeakMemory", "PeakWatch", "peak_memory"]
 
 _STATUS = Path("/proc/self/status")
+_STATM = Path("/proc/self/statm")
+_EVERY = 0.05
+"""Seconds between two looks at the memory of this process."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,44 @@ class PeakMemory:
     idle: int
     loaded: int
     peak: int
+
+
+class PeakWatch:
+    """The highest resident memory of this process while it is open. A context manager.
+
+    The system keeps the highest of the whole process, exactly; where a stretch of work stays below
+    it, this is the highest of what was seen twenty times a second.
+
+    Attributes:
+        highest: in bytes, once it is closed.
+    """
+
+    highest: int = 0
+
+    def __enter__(self) -> PeakWatch:
+        self._before, self._seen = _highest(), _resident()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        highest = _highest()
+        self.highest = highest if highest > self._before else max(self._seen, _resident())
+
+    def _look(self) -> None:
+        while not self._done.wait(_EVERY):
+            self._seen = max(self._seen, _resident())
+
+
+def _resident() -> int:
+    """Resident memory of this process now, in bytes; 0 where the system does not tell."""
+    try:
+        return int(_STATM.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def peak_memory(

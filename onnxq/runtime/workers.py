@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from onnxq.errors import MissingDependency, UsageError, WorkerError
 from onnxq.numerics.threads import default_threads, limited_threads
+from onnxq.runtime.run_log import note
 
 __all__ = ["Backend", "Workers"]
 
@@ -101,6 +102,7 @@ class Workers:
                     return
                 except _lost() as error:
                     reason = error
+                    note("worker lost", piece=done + 1, reason=type(error).__name__)
         raise WorkerError(
             f"Piece {done + 1} of {len(problems)} lost its worker {_TRIES} times "
             f"({type(reason).__name__}): workers run out of memory most often. Give fewer "

@@ -41,7 +41,9 @@ def solved(monkeypatch):
     """Calls of the solver: an empty list means that nothing was solved."""
     calls = []
     real = weight_solving.solve_site
-    monkeypatch.setattr(weight_solving, "solve_site", lambda p, threads: calls.append(p) or real(p, threads))
+    monkeypatch.setattr(
+        weight_solving, "solve_site", lambda p, threads: calls.append(p) or real(p, threads)
+    )
     return calls
 
 
