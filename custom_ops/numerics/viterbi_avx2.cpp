@@ -4,6 +4,8 @@
 #ifdef __AVX2__
 #include <immintrin.h>
 
+#include <cstring>
+
 namespace {
 
 struct Wide {
@@ -43,11 +45,80 @@ struct Wide {
     return {square_half<kDoublings>(value.low, target.low),
             square_half<kDoublings>(value.high, target.high)};
   }
+  // Signed numbers: saturating sums and differences, and a b / 2^15.
+  static Vector add_signed(Vector a, Vector b) {
+    return {_mm256_adds_epi16(a.low, b.low), _mm256_adds_epi16(a.high, b.high)};
+  }
+  static Vector subtract_signed(Vector a, Vector b) {
+    return {_mm256_subs_epi16(a.low, b.low), _mm256_subs_epi16(a.high, b.high)};
+  }
+  static Vector multiply(Vector a, Vector b) {
+    return {_mm256_mulhrs_epi16(a.low, b.low), _mm256_mulhrs_epi16(a.high, b.high)};
+  }
+  // 32 numbers of 8 bits.
+  using Bytes = __m256i;
+  static Bytes load_bytes(const uint8_t* from) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  }
+  static void store_bytes(uint8_t* to, Bytes value) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
+  }
+  static Bytes all_bytes(uint8_t value) { return _mm256_set1_epi8(static_cast<char>(value)); }
+  static Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
+  static Bytes subtract_bytes(Bytes a, Bytes b) { return _mm256_sub_epi8(a, b); }
+  static Bytes select(uint32_t mask, Bytes yes, Bytes no) {
+    const __m256i byte =
+        _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
+    const __m256i bits = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int32_t>(mask)), byte);
+    const __m256i lanes = _mm256_cmpeq_epi8(_mm256_and_si256(bits, bit), bit);
+    return _mm256_blendv_epi8(no, yes, lanes);
+  }
+  // Signed bytes times a number.
+  static Vector times(Bytes value, int16_t number) {
+    const __m256i same = _mm256_set1_epi16(number);
+    const __m256i low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(value));
+    const __m256i high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(value, 1));
+    return {_mm256_mullo_epi16(low, same), _mm256_mullo_epi16(high, same)};
+  }
   static uint16_t lowest(Vector value) {
     uint16_t lanes[32], least = 0xffff;
     store(lanes, value);
     for (uint16_t lane : lanes) least = lane < least ? lane : least;
     return least;
+  }
+  // Every byte 2^bits times over, 32 of them at a time.
+  template <int kBits>
+  static Bytes spread_bytes(const uint8_t* lanes, int part) {
+    if constexpr (kBits >= 5) {
+      return all_bytes(lanes[part >> (kBits - 5)]);
+    } else {
+      alignas(32) static constexpr uint8_t kCount[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10,
+                                                         11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+                                                         22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+      const __m256i place = _mm256_and_si256(_mm256_srli_epi16(load_bytes(kCount), kBits),
+                                             all_bytes(static_cast<uint8_t>(31 >> kBits)));
+      return _mm256_shuffle_epi8(repeated<kBits>(lanes + (part << (5 - kBits))), place);
+    }
+  }
+  // 32 / 2^bits bytes over and over; no more of them are read, since they were just written.
+  template <int kBits>
+  static Bytes repeated(const uint8_t* from) {
+    if constexpr (kBits == 1) {
+      return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    } else if constexpr (kBits == 2) {
+      return _mm256_set1_epi64x(read<int64_t>(from));
+    } else if constexpr (kBits == 3) {
+      return _mm256_set1_epi32(read<int32_t>(from));
+    } else {
+      return _mm256_set1_epi16(read<int16_t>(from));
+    }
+  }
+  template <class Number>
+  static Number read(const uint8_t* from) {
+    Number number;
+    std::memcpy(&number, from, sizeof number);
+    return number;
   }
   // Every lane 2^bits times over, 32 of them at a time.
   struct Spread {

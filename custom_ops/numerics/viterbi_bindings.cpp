@@ -1,4 +1,6 @@
 // The search through a trellis for Python: see onnxq/numerics/trellis.py.
+#include <algorithm>
+
 #include "../matmul_trellis/trellis_codes.h"
 #include "bindings.h"
 #include "viterbi.h"
@@ -19,7 +21,8 @@ const ViterbiKernels* named(const std::string& name) {
 
 bool find_paths(const Array<const int16_t, 2>& values, const Array<const int16_t, 3>& targets,
                 const Array<uint16_t, 2>& states, int step_bits, int state_bits, int64_t window,
-                int threads, const std::string& name) {
+                const Array<const int16_t, 1>& weights, const Array<const int16_t, 2>& feedback,
+                const Array<const int16_t, 1>& units, int threads, const std::string& name) {
   const ViterbiKernels* kernels = named(name);
   require(kernels != nullptr, "no such instruction set");
   const int vector = static_cast<int>(values.shape(0));
@@ -33,7 +36,21 @@ bool find_paths(const Array<const int16_t, 2>& values, const Array<const int16_t
   require(length * step_bits >= state_bits, "the sequence is shorter than a state");
   require(length % 2 == 0, "an odd number of steps");
   require(window > 0 && window % 2 == 0 && window <= length, "window");
-  const onnxq::Trellis of = {{state_bits, step_bits, vector}, values.data(), length, window};
+  const int columns = static_cast<int>(weights.shape(0));  // none: errors are all alike
+  require(feedback.shape(0) == weights.shape(0) && feedback.shape(1) == weights.shape(0),
+          "shape of feedback");
+  require(columns <= onnxq::kShapedColumns, "too many columns of a row");
+  require(units.shape(0) == weights.shape(0), "shape of units");
+  require(std::all_of(units.data(), units.data() + columns, [](int16_t unit) { return unit > 0; }),
+          "a unit of corrections is not positive");
+  require(columns == 0 || (columns % vector == 0 && length * vector % columns == 0),
+          "a row is no whole number of steps, or the sequence of rows");
+  const onnxq::Shaping shaping = {columns, weights.data(), feedback.data(), units.data()};
+  const onnxq::Trellis of = {{state_bits, step_bits, vector},
+                             values.data(),
+                             length,
+                             window,
+                             columns > 0 ? &shaping : nullptr};
   nb::gil_scoped_release unlocked;
   return onnxq::find_paths(of, targets.data(), static_cast<int64_t>(targets.shape(0)),
                            states.data(), threads, *kernels);

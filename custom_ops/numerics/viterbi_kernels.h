@@ -8,7 +8,8 @@
 
 namespace onnxq {
 
-constexpr int kTrellisLanes = 32;  // overlaps that a kernel has side by side
+constexpr int kTrellisLanes = 32;   // overlaps that a kernel has side by side
+constexpr int kShapedColumns = 16;  // of a row, at most, where errors are carried
 
 // States s of `state_bits` bits; the next state is (s << step_bits | new) mod 2^state_bits. An
 // overlap is what two neighbours share: the low state_bits - step_bits bits of s.
@@ -41,6 +42,29 @@ struct TrellisSteps {
   uint32_t* choices;
 };
 
+// What the errors e = t - v of one step carry to one later column (see Shaping in viterbi.h), from
+// the states before the step to those of it. Corrections are numbers of 8 bits that wrap around, a
+// plane of all states, placed, for each column.
+struct CarriedStep {
+  const uint32_t* choices;  // of the step, where branches are at most 16
+  const uint8_t* winners;   // [overlaps]: the branches that won, where they are more
+  const uint8_t* values;    // [states]: what the values of a state carry, taken off
+  uint8_t target;           // what the targets carry
+  const uint8_t* given;     // what steps before carried; null in the first step of a row
+  uint8_t* carried;
+};
+
+// A step whose errors are not alike.
+struct ShapedStep {
+  TrellisSteps step;        // of one step
+  const int16_t* weights;   // [vector]
+  const int16_t* feedback;  // [vector], `stride` apart: from the last value to those before it
+  int stride;
+  const int16_t* units;  // [vector], of corrections
+  const uint8_t* given;  // [vector][cost_count]: corrections; null in the first step of a row
+  uint8_t* winners;      // [overlaps]: written where branches are more than 16
+};
+
 struct ViterbiKernels {
   const char* name;
   // Gives the least cost before the distances of the last step.
@@ -50,6 +74,11 @@ struct ViterbiKernels {
   // Two steps as one, the same results in less time; null when not compiled. An overlap of both
   // steps needs five bits.
   Advance (*advance_twice)(int step_bits, int vector);
+  // The same where errors are carried on; there for every trellis that `advance` is there for.
+  using AdvanceShaped = uint16_t (*)(const TrellisShape&, const ShapedStep&);
+  AdvanceShaped (*advance_shaped)(int step_bits, int vector);
+  using Carry = void (*)(const TrellisShape&, const CarriedStep&);
+  Carry (*carry)(int step_bits);
 };
 
 const ViterbiKernels& viterbi_kernels();          // the best one this CPU has

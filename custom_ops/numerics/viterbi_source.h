@@ -136,6 +136,8 @@ uint16_t advance_twice(const TrellisShape& shape, const TrellisSteps& step) {
   return Wide::lowest(least);
 }
 
+#include "viterbi_shaped_source.h"
+
 ViterbiKernels::Advance advance_of(int step_bits, int vector) {
   switch (10 * vector + step_bits) {
     case 11:
@@ -182,7 +184,41 @@ ViterbiKernels::Advance advance_twice_of(int step_bits, int vector) {
   }
 }
 
-constexpr ViterbiKernels kViterbiKernels = {ONNXQ_ISA, advance_of, advance_twice_of};
+ViterbiKernels::AdvanceShaped advance_shaped_of(int step_bits, int vector) {
+  switch (10 * vector + step_bits) {
+    case 11:
+      return advance_shaped<1, 1>;
+    case 12:
+      return advance_shaped<2, 1>;
+    case 13:
+      return advance_shaped<3, 1>;
+    case 14:
+      return advance_shaped<4, 1>;
+    case 23:
+      return advance_shaped<3, 2>;
+    case 24:
+      return advance_shaped<4, 2>;
+    case 25:
+      return advance_shaped<5, 2>;
+    case 26:
+      return advance_shaped<6, 2>;
+    case 27:
+      return advance_shaped<7, 2>;
+    case 28:
+      return advance_shaped<8, 2>;
+    default:
+      return nullptr;
+  }
+}
+
+ViterbiKernels::Carry carry_of(int step_bits) {
+  constexpr ViterbiKernels::Carry kCarry[] = {carry<1>, carry<2>, carry<3>, carry<4>,
+                                              carry<5>, carry<6>, carry<7>, carry<8>};
+  return step_bits < 1 || step_bits > 8 ? nullptr : kCarry[step_bits - 1];
+}
+
+constexpr ViterbiKernels kViterbiKernels = {ONNXQ_ISA, advance_of, advance_twice_of,
+                                            advance_shaped_of, carry_of};
 
 }  // namespace
 }  // namespace onnxq

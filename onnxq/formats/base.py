@@ -51,12 +51,14 @@ class Grid(Protocol):
     def width(self) -> int:
         """Columns rounded together; divides the columns of the weight."""
 
-    def round(self, values: Any, start: int) -> tuple[Any, Any]:
+    def round(self, values: Any, start: int, metric: Any = None) -> tuple[Any, Any]:
         """Codes ``[rows, any]`` and points ``[rows, width]`` nearest to ``values``.
 
         Args:
             values: ``[rows, width]``.
             start: the first of these columns, in the order in which they are rounded.
+            metric: M, ``[width, width]``: errors e of a row cost e M eᵀ; their squares when None.
+                A grid that cannot look for the nearest point in it leaves it aside.
         """
 
 

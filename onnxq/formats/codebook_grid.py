@@ -58,14 +58,16 @@ class CodebookGrid:
         """See `Grid`."""
         return self.fmt.dimension
 
-    def round(self, values: Array, start: int) -> tuple[Array, Array]:
-        """See `Grid`."""
+    def round(self, values: Array, start: int, metric: Array | None = None) -> tuple[Array, Array]:
+        """See `Grid`; with a metric M = L Lᵀ entries and targets are compared as v L."""
         rows, columns = self.shape
         group = start // self.fmt.group_size(columns)
         scale = np.broadcast_to(self.scales[:, group, None], (rows, 1)).astype(np.float32)
         scaled = values / np.where(scale == 0, 1, scale)
-        weights = None
-        if self.importance is not None:
+        weights, root = None, None
+        if metric is not None and self.width > 1:
+            root = np.linalg.cholesky(metric.astype(np.float64)).astype(np.float32)
+        elif self.importance is not None:
             here = self.importance[start : start + self.width]
             weights = None if np.ptp(here) == 0 else (here / here.max())[None]
         block_rows, block_columns = self.fmt.block_shape(rows, columns)
@@ -75,8 +77,10 @@ class CodebookGrid:
         for block, first in enumerate(range(0, rows, block_rows)):
             part = slice(first, first + block_rows)
             books = self.codebook[block, start // block_columns]
+            seen = books if root is None else books.astype(np.float32) @ root
+            targets = scaled[part] if root is None else scaled[part] @ root
             codes[part] = search_books(
-                scaled[part], books, weights=weights, beam=self.beam, threads=self.threads
+                targets, seen, weights=weights, beam=self.beam, threads=self.threads
             )
             points[part] = look_up(books, codes[part])
         return codes, points * scale

@@ -199,9 +199,9 @@ class E8pGrid:
         """Eight columns at a time."""
         return E8P_WIDTH
 
-    def round(self, values: Array, start: int) -> tuple[Array, Array]:
-        """See `Grid`; any number of runs of eight columns at once."""
-        del start
+    def round(self, values: Array, start: int, metric: Array | None = None) -> tuple[Array, Array]:
+        """See `Grid`; any number of runs of eight columns at once, their errors taken as alike."""
+        del start, metric
         return round_e8p(values, self.scales, self.fmt.bits, threads=self.threads)
 
     def arrays(self, codes: Array) -> Arrays:

@@ -280,8 +280,9 @@ class LutGrid:
         """One column at a time."""
         return 1
 
-    def round(self, values: Array, start: int) -> tuple[Array, Array]:
+    def round(self, values: Array, start: int, metric: Array | None = None) -> tuple[Array, Array]:
         """See `Grid`."""
+        del metric  # one column
         at = start // self._group
         inverse = self._inverse[at % len(self._inverse)]
         above = values[:, 0].astype(np.float32, copy=False) * inverse

@@ -253,8 +253,9 @@ class TernaryGrid:
         """One column at a time."""
         return 1
 
-    def round(self, values: Array, start: int) -> tuple[Array, Array]:
+    def round(self, values: Array, start: int, metric: Array | None = None) -> tuple[Array, Array]:
         """See `Grid`."""
+        del metric  # one column
         scales = np.broadcast_to(
             self._split[:, :, start // self._group], (len(values), self._fmt.planes)
         )

@@ -8,7 +8,9 @@ weight is its state's value times the scale of its row.
 Names are ``trellis<bits>_<code>[_l<state bits>][_tensor]``: ``trellis2_1mad``, ``trellis3_3inst``,
 ``trellis2.5_hyb``, ``trellis2_1mad_l12``. Fewer state bits are faster to search for and a little
 worse; ``_tensor`` has one scale for all rows. The codes and the search are QTIP's (Tseng et al.,
-arXiv:2406.11235), rates in between Q-Palette's (Lee et al., arXiv:2509.20214).
+arXiv:2406.11235), rates in between Q-Palette's (Lee et al., arXiv:2509.20214). The search can
+shape the errors of the 16 columns of a row (`onnxq.numerics.trellis.find_paths`), which QTIP's
+takes as alike.
 """
 
 from __future__ import annotations
@@ -219,7 +221,7 @@ class TrellisGrid:
         """See `onnxq.formats.base.Grid`."""
         return TILE
 
-    def round(self, values: Array, start: int) -> tuple[Array, Array]:
+    def round(self, values: Array, start: int, metric: Array | None = None) -> tuple[Array, Array]:
         """See `onnxq.formats.base.Grid`; any 16 columns are alike."""
         del start
         scales = np.broadcast_to(self.scales.astype(np.float32), (self.rows, 1))
@@ -231,7 +233,7 @@ class TrellisGrid:
         whole = self.rows - self.rows % TILE
         for first, last in ((0, whole), (whole, self.rows)):
             if first < last:
-                found = self._search(targets[first:last])
+                found = self._search(targets[first:last], metric)
                 codes[first:last] = (found & (2**self.format.trellis.step_bits - 1)).reshape(
                     last - first, -1
                 )
@@ -242,7 +244,7 @@ class TrellisGrid:
         """See `onnxq.formats.base.SideGrid`."""
         return {"codes": codes, "scales": self.scales}
 
-    def _search(self, targets: Array) -> Array:
+    def _search(self, targets: Array, metric: Array | None) -> Array:
         """States of the tiles of a whole number of rows of tiles, or of one smaller tile."""
         unit = 1 / _spread(self.values)
         # No value lies nearer to a target beyond all of them than the outermost does, and
@@ -252,7 +254,11 @@ class TrellisGrid:
             max(1, len(targets) // TILE), -1, self.format.trellis.vector
         )
         return find_paths(
-            self.format.trellis, self.values * unit, rings * unit, threads=self.threads
+            self.format.trellis,
+            self.values * unit,
+            rings * unit,
+            metric=metric,
+            threads=self.threads,
         )
 
 

@@ -7,6 +7,9 @@ With H = U D Uᵀ (`onnxq.numerics.linalg`) and e = w − ŵ, columns are taken 
 and the objective is exactly Σ_B η_B (U_BB D_B U_BBᵀ) η_Bᵀ, η_B the rounding error of the grid at B:
 LDLQ for scalar grids (Chee et al., QuIP, arXiv:2307.13304, section 3) and block LDLQ for vector
 grids (Tseng et al., QuIP#, arXiv:2402.04396, section 4.1). With scalar grids it is GPTQ.
+
+A vector grid is told that metric, U_BB D_B U_BBᵀ, and may look for the point that is nearest in it:
+what feedback does between blocks then happens inside them too.
 """
 
 from __future__ import annotations
@@ -51,8 +54,9 @@ class ScalarGrid:
         """One column at a time."""
         return 1
 
-    def round(self, values: Array, start: int) -> tuple[Array, Array]:
+    def round(self, values: Array, start: int, metric: Array | None = None) -> tuple[Array, Array]:
         """See `Grid`."""
+        del metric  # one column
         xp = array_api_compat.array_namespace(values)
         at, (lowest, highest) = int(self.group[start]), self.limits
         scale = xp.astype(self.scales[:, at], values.dtype)
@@ -146,8 +150,9 @@ class _Placed:
     def width(self) -> int:
         return self.grid.width
 
-    def round(self, values: Array, start: int) -> tuple[Array, Array]:
-        codes, points = self.grid.round(np.ascontiguousarray(values), int(self.places[start]))
+    def round(self, values: Array, start: int, metric: Array | None = None) -> tuple[Array, Array]:
+        place = int(self.places[start])
+        codes, points = self.grid.round(np.ascontiguousarray(values), place, metric)
         return codes, points
 
 
@@ -173,11 +178,19 @@ def _on_any_grid(weight: Array, factor: Factor, grid: Grid, block: int) -> Array
             here = slice(start, start + width)
             feedback = before[:, start - begin : start - begin + width]
             feedback = feedback + errors[:, begin:start] @ upper[begin:start, here]
-            found, points = grid.round(weight[:, here] + feedback, start)
+            metric = None if width == 1 else _metric(xp, factor, here)
+            found, points = grid.round(weight[:, here] + feedback, start, metric)
             errors[:, here] = weight[:, here] - xp.astype(points, xp.float32)
             codes.append(found)
     joined: Array = xp.concat(codes, axis=1)
     return joined
+
+
+def _metric(xp: Any, factor: Factor, block: slice) -> Array:
+    """U_BB D_B U_BBᵀ: what errors of a block cost when all after it make up for them."""
+    inner = factor.upper[block, block]
+    metric: Array = (inner * factor.variances[block]) @ inner.T
+    return metric
 
 
 def _block_unit(xp: Any, upper: Array, width: int) -> Array:

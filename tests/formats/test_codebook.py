@@ -62,6 +62,20 @@ def test_no_other_entry_is_nearer(name):
         assert (found <= losses * (1 + 1e-5)).all()
 
 
+@pytest.mark.parametrize("name", ["vq_d2n16", "vq_d4n64_tensor"])
+def test_no_other_entry_is_nearer_in_a_metric(name):
+    fmt = parse_format(name)
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal((16, fmt.dimension), np.float32)
+    grid = fmt.grid(np.tile(values, 4))
+    root = rng.standard_normal((fmt.dimension, fmt.dimension))
+    found = np.square((grid.round(values, 0, root @ root.T)[1] - values) @ root).sum(axis=1)
+    for code in range(fmt.entries):
+        scale = grid.scales[:, :1].astype(np.float32)
+        other = grid.codebook[0, 0, 0, code].astype(np.float32) * scale
+        assert (found <= np.square((other - values) @ root).sum(axis=1) * (1 + 1e-5)).all()
+
+
 @pytest.mark.parametrize("shape", [(1, 8), (64, 8), (65, 16)])
 @pytest.mark.parametrize("value", [0.0, 1.5])
 def test_weights_that_are_all_alike_are_stored(shape, value):

@@ -31,14 +31,15 @@ class Hexagonal:
 
     def __init__(self, step):
         self.basis = step * np.array([[1.0, 0.0], [0.5, np.sqrt(0.75)]])
-        self.errors = {}
+        self.errors, self.metrics = {}, {}
 
-    def round(self, values, start):
+    def round(self, values, start, metric=None):
         near = np.floor(values @ np.linalg.inv(self.basis))
         corners = [near + np.array(corner) for corner in ((0, 0), (0, 1), (1, 0), (1, 1))]
         points = np.stack([corner @ self.basis for corner in corners])
         best = np.argmin(((points - values) ** 2).sum(-1), axis=0)
         rows = np.arange(len(values))
+        self.metrics[start] = metric
         self.errors[start] = (values - points[best, rows]).astype(np.float64)
         return np.stack(corners)[best, rows].astype(np.int8), points[best, rows]
 
@@ -71,6 +72,7 @@ def test_objective_of_a_vector_grid_is_the_sum_of_its_errors_in_the_block_metric
     for start, gap in grid.errors.items():
         here = slice(start, start + 2)
         metric = (factor.upper[here, here] * factor.variances[here]) @ factor.upper[here, here].T
+        assert np.allclose(grid.metrics[start], metric, rtol=1e-12)
         wanted += np.einsum("ri,ij,rj->r", gap, metric, gap)
     # Feedback is summed in float32; an error δ of a target of size 1 changes a gap of 0.1 by δ.
     assert total == pytest.approx(wanted, rel=1e-4)

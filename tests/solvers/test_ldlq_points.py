@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxq.errors import FormatError
-from onnxq.formats import IntFormat, VectorFormat
+from onnxq.formats import IntFormat, VectorFormat, parse_format
 from onnxq.solvers.gptaq import gptaq
 from onnxq.solvers.gptq import gptq
 from onnxq.solvers.nearest import nearest
@@ -23,7 +23,7 @@ class Rounded:
     steps: np.ndarray
     width: int
 
-    def round(self, values, start):
+    def round(self, values, start, metric=None):
         codes = np.clip(np.rint(values / self.steps), -8, 7).astype(np.int8)
         return codes, codes * self.steps
 
@@ -93,6 +93,18 @@ def test_feedback_beats_nearest_and_codes_stay_in_their_places(width, order):
     assert cost(weight, fmt, arrays, statistics) < part * cost(weight, fmt, plain, statistics)
     # Codes out of their places would be no better than codes of another weight.
     assert np.abs(fmt.decode(arrays) - weight).max() < 8 * plain["scales"].max()
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("trellis2_hyb_l12", 0.9), ("trellis3_1mad_l10", 0.9), ("vq_d4n256", 0.98)]
+)
+def test_errors_within_a_run_make_up_for_each_other(name, part, monkeypatch):
+    weight, statistics = layer(rows=32, columns=64)
+    fmt = parse_format(name)
+    shaped = cost(weight, fmt, gptq(weight, fmt, statistics), statistics)
+    monkeypatch.setattr("onnxq.solvers.ldlq._metric", lambda *_: None)
+    alike = cost(weight, fmt, gptq(weight, fmt, statistics), statistics)
+    assert shaped < part * alike
 
 
 def test_points_of_one_column_are_gptq():
