@@ -133,7 +133,7 @@ def quantize(
     max_loss: str | float | None = None,
     policy: str | Path | None = None,
     menu: Sequence[str] = (),
-    measure: str = "fisher",
+    measure: str = "marginal",
     data: Any = None,
     out: str | Path | None = None,
     set: Sequence[str] = (),

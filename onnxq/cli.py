@@ -102,8 +102,11 @@ def quantize(
         str | None, typer.Option(help="Formats to choose from, e.g. int4_g128,lut3,trellis2_hyb.")
     ] = None,
     measure: Annotated[
-        str, typer.Option(help="Of sensitivity: fisher, noise, kl, hessian_trace, h, weights.")
-    ] = "fisher",
+        str,
+        typer.Option(
+            help="Of sensitivity: marginal, fisher, noise, kl, hessian_trace, h, weights."
+        ),
+    ] = "marginal",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override: pass.key=value. Repeatable.")
     ] = None,

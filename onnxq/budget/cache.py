@@ -18,7 +18,7 @@ from onnxq.runtime.work_folder import hash_of
 
 __all__ = ["LossCache", "fingerprint"]
 
-_VERSION = 1
+_VERSION = 2
 """Of the code that measures: raised when losses would come out otherwise."""
 
 Losses = dict[str, dict[str, float]]

@@ -32,7 +32,7 @@ from onnxq.passes.weight_layout import weight_of
 from onnxq.solvers.registry import solver
 from onnxq.solvers.statistics import Statistics
 
-__all__ = ["FLOAT", "Option", "SiteMenu", "measure_losses", "options_of"]
+__all__ = ["FLOAT", "Option", "SiteMenu", "measure_losses", "options_of", "rounded_weights"]
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]
@@ -147,10 +147,56 @@ def measure_losses(
         losses[site.name] = {FLOAT: 0.0, **known}
 
     needs_data = rounding.needs_data or any(c.form == "hessian" for c in costs.values())
-    blind = (
-        {site.name for site in sites} if not needs_data else set(unreachable_sites(model, sites))
-    )
-    if needs_data and samples is not None:
+    _visit(model, samples if needs_data else None, sites, step, solve)
+    return losses
+
+
+def rounded_weights(
+    model: ir.Model,
+    samples: Iterable[Mapping[str, Array]] | None,
+    mix: Mapping[str, str],
+    sites: Sequence[Site],
+    step: QuantizeWeights,
+    progress: Progress | None = None,
+) -> dict[str, Array]:
+    """The weights of a mix as they are read back, each solved on statistics of the float model.
+
+    Args:
+        model: the float model as the quantizing pass will find it; left as it is.
+        samples: calibration inputs; None where the solver needs none.
+        mix: a format by name of the site.
+        sites: those of ``model`` that are rounded; one in float is left out.
+        step: the pass that will quantize: its solver and options are used.
+        progress: called with (site, sites done, sites).
+
+    Returns:
+        By name of the site, float32 ``[rows, columns]``.
+    """
+    rounded: dict[str, Array] = {}
+    rounding = _Rounding(step)
+    chosen = [site for site in sites if mix[site.name] != FLOAT]
+
+    def solve(site: Site, statistics: tuple[Statistics, ...] | None) -> None:
+        if progress is not None:
+            progress("weights of one format", len(rounded), len(chosen))
+        rows = to_rows(site, weight_tensor(weight_of(site)).numpy())
+        rounded[site.name] = rounding.rounded(rows, statistics, mix[site.name])
+
+    _visit(model, samples if rounding.needs_data else None, chosen, step, solve)
+    return rounded
+
+
+def _visit(
+    model: ir.Model,
+    samples: Iterable[Mapping[str, Array]] | None,
+    sites: Sequence[Site],
+    step: QuantizeWeights,
+    solve: Callable[[Site, tuple[Statistics, ...] | None], None],
+) -> None:
+    """Every site with its statistics; without samples, or where none reach it, with None."""
+    blind = {site.name for site in sites}
+    if samples is not None:
+        blind = set(unreachable_sites(model, sites))
         walk_sites(
             model,
             Samples.of(samples, limit=step.samples),
@@ -162,7 +208,6 @@ def measure_losses(
     for site in sites:
         if site.name in blind:
             solve(site, None)
-    return losses
 
 
 class _Rounding:
@@ -204,6 +249,14 @@ class _Rounding:
             if not np.isfinite(found[name]):
                 raise FormatError(f"the loss of {name} is not finite: look for NaN in the weight")
         return found
+
+    def rounded(self, rows: Array, statistics: tuple[Statistics, ...] | None, name: str) -> Array:
+        """All rows as a format stores them."""
+        known: Sequence[Statistics | None] = statistics or (None,)
+        fmt, parts = parse_format(name), np.split(rows, len(known))
+        return np.concatenate(
+            [self._decoded(part, fmt, one) for part, one in zip(parts, known, strict=True)]
+        )
 
     def _decoded(self, part: Array, fmt: Format, known: Statistics | None) -> Array:
         name, options = self._name, self._options

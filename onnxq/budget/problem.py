@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.budget.cache import LossCache, fingerprint
 from onnxq.budget.latency_table import site_latencies
-from onnxq.budget.menu import SiteMenu, measure_losses, options_of
+from onnxq.budget.measuring import Measuring
+from onnxq.budget.menu import SiteMenu, options_of
 from onnxq.budget.plan import Problem
 from onnxq.budget.policy import Policy, matched, together
 from onnxq.budget.request import Request
-from onnxq.budget.sensitivity import IN_UNITS, site_costs
+from onnxq.budget.sensitivity import IN_UNITS
 from onnxq.errors import BudgetError, CalibrationError, RecipeError
 from onnxq.evaluate.output_loss import OutputLoss, find_output_loss
 from onnxq.graph.sites import Site, find_sites
@@ -28,8 +27,6 @@ from onnxq.passes.weight_forms import site_refusal
 
 __all__ = ["PlannedModel", "planned"]
 
-_TOKENS, _SAMPLES = 2048, 16
-"""Of the samples that gradients are taken on, at most so many tokens and samples."""
 _FUNCTION_BYTES, _SITE_BYTES, _PAGE = 12_000, 500, 4096
 """A first guess at what a function of an operator and the names of a site take in a file, and how
 large weights are aligned; what is written corrects it."""
@@ -86,8 +83,8 @@ def planned(
         )
     sites, menus = _menus(model, named, policy)
     choosing = [site for site in sites if len(menus[site.name].options) > 1]
-    losses = _losses(model, named, choosing, menus, loss, samples, measure, progress)
-    menus = {name: _with_losses(menu, losses.get(name, {})) for name, menu in menus.items()}
+    how = Measuring(model, named, loss, samples, progress)
+    menus = how.with_losses(choosing, menus, measure)
     fixed_ms = None
     if request.latency_ms is not None:
         menus, fixed_ms = _with_latencies(model, named, sites, menus, samples, progress)
@@ -102,6 +99,8 @@ def planned(
         loss_name=loss.unit if measure in IN_UNITS else f"{measure}: relative, for ranking only",
         measure=measure,
     )
+    if measure == "marginal":
+        problem = how.corrected(choosing, problem)
     return PlannedModel(problem=problem, step=named, loss=loss)
 
 
@@ -145,84 +144,6 @@ def _shared(sites: Sequence[Site]) -> frozenset[str]:
             shared.append(site.name)
         seen.add(id(site.weight))
     return frozenset(shared)
-
-
-def _losses(
-    model: ir.Model,
-    step: QuantizeWeights,
-    sites: Sequence[Site],
-    menus: dict[str, SiteMenu],
-    loss: OutputLoss,
-    samples: Samples | None,
-    measure: str,
-    progress: Progress,
-) -> dict[str, dict[str, float]]:
-    """Losses of every option, those in the cache not measured again."""
-    if samples is None and step.needs_samples:
-        raise CalibrationError(
-            f"Solver {step.solver!r} needs calibration data: give some (--data), or set "
-            "solver=nearest and --measure weights."
-        )
-    about = {
-        "measure": measure,
-        "solver": step.solver,
-        "options": dict(step.solver_options),
-        "tokens": step.token_weights,
-        "samples": step.samples,
-        "seed": step.seed,
-        "loss": dataclasses.asdict(loss),
-        "sites": [site.name for site in sites],
-    }
-    seen = None if samples is None else list(itertools.islice(iter(samples), step.samples))
-    cache = LossCache(fingerprint(model, seen, about))
-    known = cache.known()
-    missing = {
-        site.name: [f for f in menus[site.name].formats if f not in known.get(site.name, {})]
-        for site in sites
-    }
-    # A site that no gradient reaches has an entry without formats.
-    asked = [s for s in sites if known.get(s.name, {"": 0.0}) and missing[s.name]]
-    if asked:
-        few = None if seen is None else _few(seen)
-        costs = site_costs(measure, model, few, asked, loss, seed=step.seed, progress=progress)
-        cache.keep({site.name: {} for site in asked if site.name not in costs})
-        asked = [site for site in asked if site.name in costs]
-        wanted = {site.name: _only(menus[site.name], missing[site.name]) for site in asked}
-        cache.keep(measure_losses(model, seen, wanted, asked, costs, step, progress))
-        known = cache.known()
-    return known
-
-
-def _only(menu: SiteMenu, formats: Sequence[str]) -> SiteMenu:
-    return dataclasses.replace(
-        menu, options=tuple(option for option in menu.options if option.format in formats)
-    )
-
-
-def _few(samples: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
-    """Samples for gradients, spread over all: so many tokens, and at least one sample."""
-    spread = np.linspace(0, len(samples) - 1, min(_SAMPLES, len(samples))).round().astype(int)
-    found: list[Mapping[str, np.ndarray]] = []
-    tokens = 0
-    for at in dict.fromkeys(spread.tolist()):
-        ids = [a.size for a in samples[at].values() if a.dtype.kind == "i" and a.ndim == 2]
-        tokens += max(ids, default=1)
-        if found and tokens > _TOKENS:
-            break
-        found.append(samples[at])
-    return found
-
-
-def _with_losses(menu: SiteMenu, losses: Mapping[str, float]) -> SiteMenu:
-    """The menu with losses; a site that has none to tell keeps its first option alone."""
-    if len(menu.options) == 1:
-        return menu
-    if any(option.format not in losses for option in menu.options):
-        return dataclasses.replace(menu, options=menu.options[-1:])
-    options = tuple(
-        dataclasses.replace(option, loss=max(0.0, losses[option.format])) for option in menu.options
-    )
-    return dataclasses.replace(menu, options=options)
 
 
 def _with_latencies(

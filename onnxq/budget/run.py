@@ -70,7 +70,7 @@ def quantize_to_budget(
     *,
     samples: Samples | None,
     held_back: Sequence[Mapping[str, np.ndarray]] = (),
-    measure: str = "fisher",
+    measure: str = "marginal",
     check: Check = "auto",
     progress: Progress = no_progress,
     **how: Any,

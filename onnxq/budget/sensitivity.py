@@ -3,6 +3,8 @@
 ==================  ==================================================================  ==========
 measure             loss of a weight error E at a site                                  needs
 ==================  ==================================================================  ==========
+``marginal``        that of ``fisher``, corrected by what each site adds to the loss    torch, data
+                    when all are rounded (`onnxq.budget.marginals`)
 ``fisher``          ½ Σ_i f_i e_i M e_iᵀ, M and f from gradients of the output loss     torch, data
 ``hessian_trace``   ½ mean trace of the Hessian · ‖E‖² (HAWQ-V2)                        torch, data
 ``noise``           α · tr(E H Eᵀ) / tr(W H Wᵀ), α by noise in one site at a time       torch, data
@@ -11,7 +13,7 @@ measure             loss of a weight error E at a site                          
 ``weights``         ‖E‖² / ‖W‖²                                                         nothing
 ==================  ==================================================================  ==========
 
-The first four are in the unit of the loss of the model (`onnxq.evaluate.output_loss`), to second
+The first five are in the unit of the loss of the model (`onnxq.evaluate.output_loss`), to second
 order, and add up over sites (the linearity theorem of HIGGS, Malinovskii et al., arXiv:2411.17525,
 which measures α by noise); the last two only rank. HAWQ-V2: Dong et al., arXiv:1911.03852.
 """
@@ -42,10 +44,10 @@ __all__ = ["IN_UNITS", "MEASURES", "Measure", "site_costs"]
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]
-Measure = Literal["fisher", "hessian_trace", "noise", "kl", "h", "weights"]
+Measure = Literal["marginal", "fisher", "hessian_trace", "noise", "kl", "h", "weights"]
 
 MEASURES: tuple[str, ...] = get_args(Measure)
-IN_UNITS = frozenset({"fisher", "hessian_trace", "noise", "kl"})
+IN_UNITS = frozenset({"marginal", "fisher", "hessian_trace", "noise", "kl"})
 """Measures in the unit of the loss of the model."""
 
 _NOISE = 0.05
@@ -66,7 +68,7 @@ def site_costs(
     """The cost of an error at every site that the measure can look at.
 
     Args:
-        measure: one of `MEASURES`.
+        measure: one of `MEASURES`; of ``marginal``, what is to be corrected.
         model: the float model; left as it is.
         samples: a few inputs; None only for ``weights``.
         sites: of ``model``.
@@ -96,7 +98,7 @@ def site_costs(
     if importlib.util.find_spec("torch") is None:
         raise MissingDependency("torch", "torch", f"Sensitivity by {measure!r}")
     _check_memory(measure, model)
-    by = _by_gradients if measure in ("fisher", "hessian_trace") else _one_by_one
+    by = _one_by_one if measure in ("noise", "kl") else _by_gradients
     try:
         return by(measure, model, samples, sites, loss, seed, progress)
     except UnsupportedGraph as error:
@@ -106,7 +108,8 @@ def site_costs(
 
 def _check_memory(measure: str, model: ir.Model) -> None:
     """Raise where torch could not hold the weights in float32."""
-    needed = sum(4 * int(weight_tensor(value).size) for _, value in walk_weights(model))
+    copies = 3 if measure == "marginal" else 1
+    needed = copies * sum(4 * int(weight_tensor(value).size) for _, value in walk_weights(model))
     free = available_memory()
     if free is not None and needed > free:
         raise BudgetError(
@@ -128,9 +131,7 @@ def _by_gradients(
     from onnxq.learning.output_curvature import output_curvature
 
     by_trace = measure == "hessian_trace"
-    found = output_curvature(
-        model, samples, sites, loss, with_trace=by_trace, seed=seed, progress=progress
-    )
+    found = output_curvature(model, samples, sites, loss, seed=seed, progress=progress)
     if by_trace:
         size = {site.name: int(np.prod(site.shape)) for site in sites}
         return {

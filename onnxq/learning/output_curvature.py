@@ -5,19 +5,21 @@ scores, or the squared error of its outputs relative to their size (`onnxq.evalu
 At y' = y the loss and its gradient are 0, and its Hessian is that of the outputs alone
 (Gauss-Newton, for KL the Fisher information F). A cotangent c with E[c cᵀ] = F is drawn for every
 sample: for scores p − one-hot of a label drawn from p, for vectors a normal one. One backward pass
-brings it to every site at once, where it is a gradient g_t for each token t. For errors δ_t = E x_t
-of a weight that is off by E,
+brings it to every site at once, where it is a gradient g_t for each token t, and of the weight
+G = Σ_t g_t x_tᵀ. For a weight that is off by E, with rows e_i and G_i,
 
-    L ≈ ½ E_c (Σ_t g_t · δ_t)² ≈ ½ Σ_i f_i · e_i M e_iᵀ,    M = Σ_t w_t x_t x_tᵀ / N,
+    L ≈ ½ E_c ⟨G, E⟩² / N ≈ ½ Σ_i E_c (G_i · e_i)² / N ≈ ½ Σ_i f_i · e_i M e_iᵀ,
 
-with e_i the rows of E, f_i the mean of g_ti² over tokens, w_t that over rows i divided by the mean
-of both, and N the decisions of the loss. So M is a Hessian in which a token counts as much as the
-loss listens to it (Kim et al., GuidedQuant, arXiv:2505.07004; the factors of K-FAC, Martens and
-Grosse, arXiv:1503.05671). Products of different tokens are left out.
+N the decisions of the loss. The second step takes errors of different rows as independent, which
+those of solvers that round rows one by one are; the third takes the second moments of all G_i as
+one matrix M times a number f_i: E‖G_i‖², and E[Gᵀ G] / Σ f. All tokens of a sample meet in G: the
+errors that a key or a value makes at many tokens add up there. Where only squares of single tokens
+are summed, as in the factors of K-FAC (Martens and Grosse, arXiv:1503.05671) and of GuidedQuant
+(Kim et al., arXiv:2505.07004), they would cost half to a third of what they do.
 
 The trace of the Hessian over the weights, which HAWQ-V2 (Dong et al., arXiv:1911.03852) estimates
-by Hutchinson's method with two backward passes, is here E_c ‖Σ_t g_t x_tᵀ‖²: the same estimator
-with the random vector on the side of the outputs.
+by Hutchinson's method with two backward passes, is here E_c ‖G‖²: the same estimator with the
+random vector on the side of the outputs.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class OutputCurvature:
     Attributes:
         rows: f, float64 ``[rows]``, in units of the loss.
         matrix: M, float32 ``[groups, columns, columns]``; one group but for grouped convolutions.
-        trace: of the Hessian over all weights of the site; 0 unless asked for.
+        trace: of the Hessian over all weights of the site.
     """
 
     rows: Array
@@ -59,39 +61,31 @@ class OutputCurvature:
 class _Sums:
     """The sums of one site over samples and draws."""
 
-    def __init__(self, site: Site, reading: Reading, with_trace: bool) -> None:
-        self.site, self.reading, self.with_trace = site, reading, with_trace
+    def __init__(self, site: Site, reading: Reading) -> None:
+        self.site, self.reading = site, reading
         self.rows: Array | float = 0.0
         self.matrix: Array | float = 0.0
-        self.trace = 0.0
-        self.tokens = 0
+        self.is_seen = False
 
     def add(self, x: Array, gradients: Sequence[Array]) -> None:
         """Add a sample: the activation as the site reads it, its gradients for every draw."""
         pieces = np.concatenate(list(self.reading.pieces(x)), axis=1)
         groups, count, _ = pieces.shape
-        drawn = [_by_rows(gradient, self.site, count) for gradient in gradients]
-        squares = np.sum([np.square(g, dtype=np.float64) for g in drawn], axis=0)
-        self.rows = self.rows + squares.sum(axis=0)
-        self.tokens += count * len(drawn)
-        weights = np.sqrt(squares.reshape(count, groups, -1).mean(axis=2)).astype(np.float32)
-        weighted = pieces * weights.T[:, :, None]
-        self.matrix = self.matrix + np.stack([one.T @ one for one in weighted])
-        if self.with_trace:
-            for g in drawn:
-                split = g.reshape(count, groups, -1).transpose(1, 2, 0)
-                self.trace += float(np.square(split @ pieces, dtype=np.float64).sum())
+        for gradient in gradients:
+            by_rows = _by_rows(gradient, self.site, count)
+            split = by_rows.reshape(count, groups, -1).transpose(1, 2, 0)
+            weights = split @ pieces
+            self.rows = self.rows + np.square(weights, dtype=np.float64).sum(axis=2).ravel()
+            self.matrix = self.matrix + np.stack([one.T @ one for one in weights])
+        self.is_seen = True
 
     def result(self, decisions: float) -> OutputCurvature:
-        """The means: f · w_t · x_t x_tᵀ over decisions, w_t of mean 1."""
-        rows = np.asarray(self.rows) / self.tokens
-        groups = len(np.asarray(self.matrix))
-        means = rows.reshape(groups, -1).mean(axis=1)
-        safe = np.where(means > 0, means, 1.0)
-        matrix = np.asarray(self.matrix) / safe[:, None, None] / decisions
-        return OutputCurvature(
-            rows=rows, matrix=matrix.astype(np.float32), trace=self.trace / decisions
-        )
+        """The means over decisions."""
+        rows = np.asarray(self.rows) / decisions
+        matrix = np.asarray(self.matrix) / decisions
+        sums = rows.reshape(len(matrix), -1).sum(axis=1)
+        matrix = matrix / np.where(sums > 0, sums, 1.0)[:, None, None]
+        return OutputCurvature(rows=rows, matrix=matrix.astype(np.float32), trace=float(rows.sum()))
 
 
 def _by_rows(gradient: Array, site: Site, count: int) -> Array:
@@ -110,7 +104,6 @@ def output_curvature(
     loss: OutputLoss,
     *,
     draws: int = 1,
-    with_trace: bool = False,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, OutputCurvature]:
@@ -123,7 +116,6 @@ def output_curvature(
             gradient reaches, are left out of the result.
         loss: which outputs are judged, and how.
         draws: cotangents for each sample; a backward pass each.
-        with_trace: also estimate traces, which costs as much again.
         seed: of the draws.
         progress: called with ("sensitivity", samples done, 0).
 
@@ -143,7 +135,7 @@ def output_curvature(
     )
     readings = ((site, reading_of(site)) for site in sites)
     sums = {
-        site.name: _Sums(site, reading, with_trace)
+        site.name: _Sums(site, reading)
         for site, reading in readings
         if not isinstance(reading, str) and site.output.name in graph.values
     }
@@ -155,7 +147,7 @@ def output_curvature(
             progress("sensitivity", number + 1, 0)
     if not decisions:
         raise CalibrationError("There are no samples to measure sensitivity on: give at least one.")
-    return {name: one.result(decisions) for name, one in sums.items() if one.tokens}
+    return {name: one.result(decisions) for name, one in sums.items() if one.is_seen}
 
 
 def _add_sample(

@@ -14,6 +14,7 @@ from onnxq.calibration.readings import Reading, reading_of
 from onnxq.evaluate.output_loss import OutputLoss
 from onnxq.graph.orientation import from_rows, to_rows
 from onnxq.graph.sites import Site
+from onnxq.learning.output_distance import output_distance
 from onnxq.learning.torch_graph import TorchGraph
 
 __all__ = ["SingleSiteLoss", "single_site_losses"]
@@ -86,7 +87,7 @@ def single_site_losses(
                 stored = torch.from_numpy(from_rows(site, new).reshape(weight.shape))
                 after = graph(feeds, weights={name: stored})
                 one = sums[site.name]
-                one[0] += _apart(before, after, loss)
+                one[0] += float(output_distance(before, after, loss))
                 one[1], one[2] = one[1] + noise, one[2] + signal
                 if progress is not None:
                     progress("sensitivity", number * len(seen) + place + 1, total)
@@ -114,18 +115,3 @@ def _energies(x: Array, reading: Reading, weights: Sequence[Array]) -> list[floa
             for part, rows in zip(np.split(weight, len(piece)), piece, strict=True):
                 sums[index] += float(np.square(rows @ part.T, dtype=np.float64).sum())
     return sums
-
-
-def _apart(
-    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], loss: OutputLoss
-) -> float:
-    shares = []
-    for name in loss.outputs:
-        wanted, given = before[name].double(), after[name].double()
-        if loss.kind == "vectors":
-            shares.append(float((given - wanted).square().sum() / wanted.square().sum()))
-            continue
-        wanted, given = wanted.log_softmax(-1), given.log_softmax(-1)
-        divergence = (wanted.exp() * (wanted - given)).sum(-1)
-        shares.append(float(divergence.mean()))
-    return float(np.mean(shares))

@@ -79,19 +79,22 @@ def test_the_smallest_model_under_a_loss_is_measured(model):
 
 def test_every_measure_gives_a_mix_and_those_in_units_agree(model):
     losses = {}
-    for measure in ("fisher", "noise", "kl", "hessian_trace", "h", "weights"):
+    for measure in ("marginal", "fisher", "noise", "kl", "hessian_trace", "h", "weights"):
         done = onnxq.quantize(model, bits=4, measure=measure, **BASE)
         assert done.budget["reached"]["bits"] <= 4
         assert done.budget["measure"] == measure
         losses[measure] = done.budget["uniform"][0]["loss"]
-    for measure in ("noise", "kl"):
+    for measure in ("marginal", "noise", "kl"):
         assert losses[measure] == pytest.approx(losses["fisher"], rel=0.25)
 
 
 def test_a_second_budget_measures_nothing_again(model, monkeypatch):
     onnxq.quantize(model, bits=3, **BASE)
     monkeypatch.setattr(
-        "onnxq.budget.problem.site_costs", lambda *_, **__: pytest.fail("measured again")
+        "onnxq.budget.measuring.site_costs", lambda *_, **__: pytest.fail("measured again")
+    )
+    monkeypatch.setattr(
+        "onnxq.budget.measuring.marginal_factors", lambda *_, **__: pytest.fail("measured again")
     )
     onnxq.quantize(model, bits=4, **BASE)
 

@@ -25,7 +25,7 @@ def model():
 def curvature(model):
     loss = find_output_loss(model)
     assert loss == OutputLoss(outputs=("y",), kind="vectors")
-    return output_curvature(model, SAMPLES, find_sites(model), loss, draws=8, with_trace=True)
+    return output_curvature(model, SAMPLES, find_sites(model), loss, draws=8)
 
 
 def test_noise_costs_what_the_curvature_says(model, curvature):
@@ -58,3 +58,38 @@ def test_noise_in_one_site_measures_the_same(model, curvature):
         by_trace = 0.5 * curvature[site.name].trace * 0.02**2
         assert found[site.name].loss == pytest.approx(by_trace, rel=0.15)
         assert found[site.name].error == pytest.approx(0.02**2, rel=0.2)
+
+
+def test_errors_that_tokens_share_add_up():
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 21]>'
+        "main (float[n, 32] x, int64[1] axes) => (float[1, 24] y)"
+        "{ h = MatMul(x, w) y = ReduceMean(h, axes) }"
+    )
+    weight = RNG.standard_normal((32, 24)).astype(np.float32)
+    value = model.graph[0].inputs[1]
+    value.const_value = ir.tensor(weight, name="w")
+    value.shape, value.dtype = ir.Shape(weight.shape), ir.DataType.FLOAT
+    model.graph.register_initializer(value)
+    axes = np.zeros(1, np.int64)
+    samples = [
+        {"x": (RNG.standard_normal((1, 32)) + RNG.standard_normal((40, 32))).astype(np.float32)}
+        for _ in range(12)
+    ]
+    samples = [{**sample, "axes": axes} for sample in samples]
+    loss = find_output_loss(model)
+    (site,) = find_sites(model)
+    found = output_curvature(model, samples, [site], loss, draws=8)[site.name]
+    noisy = clone_model(model)
+    error = (0.02 * RNG.standard_normal(weight.shape)).astype(np.float32)
+    (twin,) = find_sites(noisy)
+    replace_weight(
+        twin.weight,
+        shape=error.shape,
+        dtype=ir.DataType.FLOAT,
+        compute=lambda: weight + error,
+    )
+    measured = LossMeter(model, samples, loss).excess(noisy)
+    rows = error.T.astype(np.float64)
+    predicted = 0.5 * np.sum((rows @ found.matrix[0]) * rows, axis=1) @ found.rows
+    assert measured == pytest.approx(predicted, rel=0.15)

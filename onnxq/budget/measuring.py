@@ -1,0 +1,185 @@
+"""Losses of the options of every site, measured once and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.budget.cache import LossCache, fingerprint
+from onnxq.budget.marginals import marginal_factors, probe_of
+from onnxq.budget.menu import SiteMenu, measure_losses
+from onnxq.budget.plan import Problem
+from onnxq.budget.sensitivity import site_costs
+from onnxq.errors import CalibrationError
+from onnxq.evaluate.output_loss import OutputLoss
+from onnxq.graph.sites import Site
+from onnxq.passes.base import Progress, Samples
+from onnxq.passes.quantize_weights import QuantizeWeights
+
+__all__ = ["Measuring"]
+
+_TOKENS, _SAMPLES = 4096, 16
+"""Of the samples that gradients are taken on, at most so many tokens and samples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measuring:
+    """What losses are measured with.
+
+    Attributes:
+        model: as the quantizing pass will find it; left as it is.
+        step: that pass.
+        loss: what the model is judged by.
+        samples: calibration inputs.
+        progress: called as work proceeds.
+    """
+
+    model: ir.Model
+    step: QuantizeWeights
+    loss: OutputLoss
+    samples: Samples | None
+    progress: Progress
+
+    def with_losses(
+        self, sites: Sequence[Site], menus: Mapping[str, SiteMenu], measure: str
+    ) -> dict[str, SiteMenu]:
+        """The menus with the losses of all options; what is kept is not measured again.
+
+        Raises:
+            CalibrationError: the solver or the measure needs samples.
+            OnnxqError: as the measure.
+        """
+        if self.samples is None and self.step.needs_samples:
+            raise CalibrationError(
+                f"Solver {self.step.solver!r} needs calibration data: give some (--data), or set "
+                "solver=nearest and --measure weights."
+            )
+        # What is corrected afterwards is what ``fisher`` says.
+        cache = self._cache("fisher" if measure == "marginal" else measure, sites)
+        known = cache.known()
+        missing = {
+            site.name: [f for f in menus[site.name].formats if f not in known.get(site.name, {})]
+            for site in sites
+        }
+        # A site that no gradient reaches has an entry without formats.
+        asked = [s for s in sites if known.get(s.name, {"": 0.0}) and missing[s.name]]
+        if asked:
+            self._measure(asked, menus, missing, measure, cache)
+            known = cache.known()
+        return {name: _with_losses(menu, known.get(name, {})) for name, menu in menus.items()}
+
+    def corrected(self, sites: Sequence[Site], problem: Problem) -> Problem:
+        """The problem with losses as `onnxq.budget.marginals` corrects them."""
+        probe = probe_of(problem, self.loss.kind)
+        # A site whose losses no gradient tells has one option left.
+        able = {menu.site for menu in problem.menus if len(menu.options) > 1}
+        menus = [menu for menu in problem.menus if menu.site in able]
+        sites = [site for site in sites if site.name in able]
+        cache = self._cache("marginal", sites, probe={name: probe[name] for name in sorted(able)})
+        known = cache.known()
+        if not known and self._seen is not None:
+            found = marginal_factors(
+                self.model,
+                self._seen,
+                self._few,
+                sites,
+                menus,
+                probe,
+                self.loss,
+                self.step,
+                self.progress,
+            )
+            known = {name: {"factor": factor} for name, factor in found.items()}
+            cache.keep(known)
+        return dataclasses.replace(
+            problem,
+            menus=tuple(
+                _scaled(menu, known.get(menu.site, {}).get("factor", 1.0)) for menu in problem.menus
+            ),
+        )
+
+    def _measure(
+        self,
+        sites: Sequence[Site],
+        menus: Mapping[str, SiteMenu],
+        missing: Mapping[str, Sequence[str]],
+        measure: str,
+        cache: LossCache,
+    ) -> None:
+        """Keep the losses of the formats that are missing."""
+        few = None if self._seen is None else self._few
+        costs = site_costs(
+            measure, self.model, few, sites, self.loss, seed=self.step.seed, progress=self.progress
+        )
+        cache.keep({site.name: {} for site in sites if site.name not in costs})
+        able = [site for site in sites if site.name in costs]
+        wanted = {site.name: _only(menus[site.name], missing[site.name]) for site in able}
+        losses = measure_losses(
+            self.model, self._seen, wanted, able, costs, self.step, self.progress
+        )
+        cache.keep(losses)
+
+    @functools.cached_property
+    def _seen(self) -> list[Mapping[str, np.ndarray]] | None:
+        if self.samples is None:
+            return None
+        return list(itertools.islice(iter(self.samples), self.step.samples))
+
+    @property
+    def _few(self) -> list[Mapping[str, np.ndarray]]:
+        """Samples for gradients, spread over all: so many tokens, and at least one sample."""
+        samples = self._seen or []
+        spread = np.linspace(0, len(samples) - 1, min(_SAMPLES, len(samples))).round().astype(int)
+        found: list[Mapping[str, np.ndarray]] = []
+        tokens = 0
+        for at in dict.fromkeys(spread.tolist()):
+            ids = [a.size for a in samples[at].values() if a.dtype.kind == "i" and a.ndim == 2]
+            tokens += max(ids, default=1)
+            if found and tokens > _TOKENS:
+                break
+            found.append(samples[at])
+        return found
+
+    def _cache(self, measure: str, sites: Sequence[Site], **more: Any) -> LossCache:
+        step = self.step
+        about = {
+            "measure": measure,
+            "solver": step.solver,
+            "options": dict(step.solver_options),
+            "tokens": step.token_weights,
+            "samples": step.samples,
+            "seed": step.seed,
+            "loss": dataclasses.asdict(self.loss),
+            "sites": [site.name for site in sites],
+            **more,
+        }
+        return LossCache(fingerprint(self.model, self._seen, about))
+
+
+def _only(menu: SiteMenu, formats: Sequence[str]) -> SiteMenu:
+    return dataclasses.replace(
+        menu, options=tuple(option for option in menu.options if option.format in formats)
+    )
+
+
+def _with_losses(menu: SiteMenu, losses: Mapping[str, float]) -> SiteMenu:
+    """The menu with losses; a site that has none to tell keeps its first option alone."""
+    if len(menu.options) == 1:
+        return menu
+    if any(option.format not in losses for option in menu.options):
+        return dataclasses.replace(menu, options=menu.options[-1:])
+    options = tuple(
+        dataclasses.replace(option, loss=max(0.0, losses[option.format])) for option in menu.options
+    )
+    return dataclasses.replace(menu, options=options)
+
+
+def _scaled(menu: SiteMenu, factor: float) -> SiteMenu:
+    options = tuple(dataclasses.replace(o, loss=factor * o.loss) for o in menu.options)
+    return dataclasses.replace(menu, options=options)

@@ -1,0 +1,40 @@
+"""The loss of `onnxq.evaluate.losses` between two outputs of a model, in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from onnxq.evaluate.output_loss import OutputLoss
+
+__all__ = ["output_distance"]
+
+
+def output_distance(
+    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], loss: OutputLoss
+) -> torch.Tensor:
+    """How far the outputs of one sample are from those of the float model, as one number.
+
+    Scores of tokens too are compared by their KL divergence, which is smoother than the loss of the
+    next token and has the same expectation where the float model is right about its own doubt.
+
+    Args:
+        before: outputs of the float model, by name.
+        after: outputs of the other one; gradients flow to them.
+        loss: which outputs are judged, and how.
+
+    Returns:
+        KL divergence in nats, a mean over rows of scores; or the squared error relative to the
+        size of the outputs; a mean over outputs.
+    """
+    shares = []
+    for name in loss.outputs:
+        wanted, given = before[name].double(), after[name].double()
+        if loss.kind == "vectors":
+            size = wanted.square().sum().clamp_min(1e-30)
+            shares.append((given - wanted).square().sum() / size)
+            continue
+        wanted, given = wanted.log_softmax(-1), given.log_softmax(-1)
+        shares.append((wanted.exp() * (wanted - given)).sum(-1).mean())
+    return torch.stack(shares).mean()
