@@ -17,7 +17,8 @@ from typing import Any
 
 from onnxq.api import Quantized, quantize
 from onnxq.errors import BudgetError, MissingDependency, OnnxqError, UsageError
-from onnxq.evaluate.output_loss import LossMeter, find_output_loss
+from onnxq.evaluate.losses import LossMeter
+from onnxq.evaluate.output_loss import find_output_loss
 from onnxq.graph.weights import walk_weights, weight_tensor
 from onnxq.passes.base import Progress, no_progress
 from onnxq.runtime.cache import cache_folder

@@ -24,7 +24,7 @@ from onnxq.budget.problem import PlannedModel, planned
 from onnxq.budget.request import Request
 from onnxq.errors import BudgetError, RecipeError
 from onnxq.evaluate.latency import latency
-from onnxq.evaluate.output_loss import LossMeter
+from onnxq.evaluate.losses import LossMeter
 from onnxq.graph import save
 from onnxq.passes.base import Progress, Samples, no_progress
 from onnxq.passes.quantize_weights import QuantizeWeights

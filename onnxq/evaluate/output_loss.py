@@ -1,35 +1,31 @@
-"""One number for how far a model is from the float model, of the kind that its outputs ask for.
+"""What a model is judged by, from the names and types of its inputs and outputs.
 
 ==============  ===========================================  ====================================
 kind            of                                           the loss
 ==============  ===========================================  ====================================
 ``next_token``  ``logits`` of a decoder with token ids       mean −ln p(next token), in nats
-``scores``      an output whose name says logits             mean KL(float ‖ model), in nats
-``vectors``     every other floating output                  mean ‖y' − y‖² / ‖y‖² over samples
+``scores``      outputs whose name says scores               mean KL(float ‖ model), in nats
+``vectors``     every other floating output                  ‖y' − y‖² / ‖y‖²
 ==============  ===========================================  ====================================
 
-Of the first, what counts is the excess over the float model.
+Of the first, what counts is the excess over the float model. The others are the losses ``kl`` and
+``noise`` of `onnxq.evaluate.losses`, which measures them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import CalibrationError, UnsupportedGraph
-from onnxq.evaluate.deviation import DeviationSums
-from onnxq.evaluate.feeds import feeds_of
-from onnxq.evaluate.perplexity import token_losses
-from onnxq.runtime import open_session
+from onnxq.errors import UnsupportedGraph
+from onnxq.runtime import TensorSpec
 
-__all__ = ["LossMeter", "OutputLoss", "find_output_loss"]
+__all__ = ["Kind", "OutputLoss", "find_output_loss", "output_loss_of"]
 
-Array = np.ndarray[Any, Any]
 Kind = Literal["next_token", "scores", "vectors"]
 
 _UNITS: Mapping[Kind, str] = {
@@ -37,7 +33,8 @@ _UNITS: Mapping[Kind, str] = {
     "scores": "KL divergence of the scores from the float model's, nats",
     "vectors": "squared error of the outputs relative to their size",
 }
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+_SCORES = ("logits", "prob", "softmax", "score")
+_STATES = ("present", "past")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,111 +58,64 @@ class OutputLoss:
 
 
 def find_output_loss(model: ir.Model) -> OutputLoss:
-    """What to judge a model by, from the names and types of its inputs and outputs.
+    """What to judge a model by.
 
     Raises:
         UnsupportedGraph: no output holds floating numbers.
     """
-    floating = [value for value in model.graph.outputs if value.dtype in _FLOATS]
-    logits = [value.name or "" for value in floating if "logits" in (value.name or "")]
-    ids = [
-        value.name or ""
-        for value in model.graph.inputs
-        if (value.name or "").endswith("input_ids") and value.dtype == ir.DataType.INT64
-    ]
-    if logits == ["logits"] and ids and _rank(model, "logits") == 3:
+    graph = model.graph
+    return output_loss_of(_specs(graph.inputs), _specs(graph.outputs), f"{graph.name!r}")
+
+
+def output_loss_of(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], what: str = "the model"
+) -> OutputLoss:
+    """What to judge a model of these inputs and outputs by.
+
+    Args:
+        inputs: of the model.
+        outputs: those that may be judged.
+        what: the model, for the message.
+
+    Raises:
+        UnsupportedGraph: no output holds floating numbers.
+    """
+    floating = [spec for spec in outputs if spec.dtype.kind in "fV"]
+    scores = [spec for spec in floating if _holds_scores(spec)]
+    ids = [i.name for i in inputs if i.name.endswith("input_ids") and i.dtype == np.int64]
+    if [spec.name for spec in scores] == ["logits"] and ids and len(scores[0].shape) == 3:
         return OutputLoss(outputs=("logits",), kind="next_token", tokens=ids[0])
-    if logits:
-        return OutputLoss(outputs=tuple(logits), kind="scores")
-    names = [value.name or "" for value in floating]
-    kept = [name for name in names if not name.startswith(("present", "past"))] or names
+    if scores:
+        return OutputLoss(outputs=tuple(spec.name for spec in scores), kind="scores")
+    names = [spec.name for spec in floating]
+    kept = [name for name in names if not name.startswith(_STATES)] or names
     if not kept:
         raise UnsupportedGraph(
-            f"No output of {model.graph.name!r} holds floating numbers, so there is nothing to "
-            "measure the loss of accuracy on: give the model an output of scores or vectors."
+            f"No output of {what} holds floating numbers, so there is nothing to measure the loss "
+            "of accuracy on: give the model an output of scores or vectors."
         )
     return OutputLoss(outputs=tuple(kept), kind="vectors")
 
 
-def _rank(model: ir.Model, name: str) -> int | None:
-    value = next(value for value in model.graph.outputs if value.name == name)
-    return None if value.shape is None else len(value.shape)
+def _holds_scores(spec: TensorSpec) -> bool:
+    """Whether an output says by its name that it holds scores of classes along its last axis."""
+    is_named = any(word in spec.name.lower() for word in _SCORES)
+    return is_named and len(spec.shape) >= 1 and spec.shape[-1] != 1
 
 
-class LossMeter:
-    """The loss of models on a few samples, against what the float model gives there."""
+def _specs(values: Sequence[ir.Value]) -> list[TensorSpec]:
+    return [
+        TensorSpec(
+            name=value.name or "",
+            dtype=np.dtype(object) if value.dtype is None else value.dtype.numpy(),
+            shape=_shape(value),
+        )
+        for value in values
+    ]
 
-    def __init__(
-        self,
-        reference: ir.Model | str | Path,
-        samples: Sequence[Mapping[str, Array]],
-        loss: OutputLoss,
-    ) -> None:
-        """Run the float model once.
 
-        Raises:
-            CalibrationError: there are no samples, or one has no token to predict.
-            OnnxqError: the runtime does not take the model or the samples.
-        """
-        if not samples:
-            raise CalibrationError(
-                "There are no samples to measure the loss on: give at least one."
-            )
-        self.loss = loss
-        self._samples = samples
-        self._float: list[dict[str, Array]] = []
-        self.reference = 0.0
-        """Of ``next_token``: the loss of the float model itself; else 0."""
-        if loss.kind == "next_token":
-            self.reference = self._next_token(reference)
-        else:
-            self._float = self._run(reference)
-
-    def excess(self, model: ir.Model | str | Path) -> float:
-        """The loss of a model above that of the float model.
-
-        Raises:
-            OnnxqError: the runtime does not take the model.
-        """
-        if self.loss.kind == "next_token":
-            return self._next_token(model) - self.reference
-        found = self._run(model)
-        if self.loss.kind == "scores":
-            return float(np.mean([self._kl(name, found) for name in self.loss.outputs]))
-        return float(np.mean([self._apart(a, b) for a, b in zip(self._float, found, strict=True)]))
-
-    def _run(self, model: ir.Model | str | Path) -> list[dict[str, Array]]:
-        with open_session(model) as session:
-            return [
-                session.run(feeds_of(session, sample, index), self.loss.outputs)
-                for index, sample in enumerate(self._samples)
-            ]
-
-    def _next_token(self, model: ir.Model | str | Path) -> float:
-        total, count = 0.0, 0
-        name = self.loss.outputs[0]
-        with open_session(model) as session:
-            for index, sample in enumerate(self._samples):
-                logits = session.run(feeds_of(session, sample, index), [name])[name]
-                for scores, ids in zip(logits, sample[self.loss.tokens], strict=True):
-                    total += float(token_losses(scores[:-1], ids[1:]).sum())
-                    count += len(ids) - 1
-        if not count:
-            raise CalibrationError(
-                "No sample has a token to predict: give texts of two tokens or more."
-            )
-        return total / count
-
-    def _kl(self, name: str, found: Sequence[Mapping[str, Array]]) -> float:
-        sums = DeviationSums(scores=True)
-        for before, after in zip(self._float, found, strict=True):
-            sums.add(before[name], after[name])
-        return sums.result().kl or 0.0
-
-    def _apart(self, before: Mapping[str, Array], after: Mapping[str, Array]) -> float:
-        shares = []
-        for name in self.loss.outputs:
-            wanted = before[name].astype(np.float64)
-            error = after[name].astype(np.float64) - wanted
-            shares.append(float(np.sum(error**2)) / max(float(np.sum(wanted**2)), 1e-30))
-        return float(np.mean(shares))
+def _shape(value: ir.Value) -> tuple[int | str | None, ...]:
+    """The dimensions; of an unknown shape, one that is not known."""
+    if value.shape is None:
+        return (None,)
+    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)

@@ -36,6 +36,7 @@ from onnxq.calibration.readings import Reading, reading_of
 from onnxq.errors import CalibrationError, UsageError
 from onnxq.evaluate.output_loss import OutputLoss
 from onnxq.graph.sites import Site
+from onnxq.learning.output_distance import are_probabilities
 from onnxq.learning.torch_graph import TorchGraph
 
 __all__ = ["OutputCurvature", "output_curvature"]
@@ -202,8 +203,13 @@ def _cotangent(value: torch.Tensor, loss: OutputLoss, generator: torch.Generator
         normal = torch.randn(value.shape, generator=generator)
         size = max(float(value.norm()), 1e-15) * len(loss.outputs) ** 0.5
         return normal * (2**0.5 / size)
-    rows = torch.softmax(value.reshape(-1, value.shape[-1]).float(), dim=-1)
+    rows = value.reshape(-1, value.shape[-1]).float()
+    is_given = are_probabilities(rows)
+    rows = rows if is_given else torch.softmax(rows, dim=-1)
     labels = torch.multinomial(rows, 1, generator=generator)
+    if is_given:  # the gradient of −ln p of the label, by p
+        chosen = rows.gather(1, labels)
+        return torch.zeros_like(rows).scatter_(1, labels, -1 / chosen).reshape(value.shape)
     rows.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=rows.dtype))
     return rows.reshape(value.shape)
 

@@ -8,7 +8,7 @@ import torch
 
 from onnxq.evaluate.output_loss import OutputLoss
 
-__all__ = ["output_distance"]
+__all__ = ["are_probabilities", "output_distance"]
 
 
 def output_distance(
@@ -35,6 +35,19 @@ def output_distance(
             size = wanted.square().sum().clamp_min(1e-30)
             shares.append((given - wanted).square().sum() / size)
             continue
-        wanted, given = wanted.log_softmax(-1), given.log_softmax(-1)
+        is_given = are_probabilities(wanted)
+        wanted, given = (
+            _log(rows) if is_given else rows.log_softmax(-1) for rows in (wanted, given)
+        )
         shares.append((wanted.exp() * (wanted - given)).sum(-1).mean())
     return torch.stack(shares).mean()
+
+
+def are_probabilities(rows: torch.Tensor) -> bool:
+    """Whether rows along the last axis sum to 1: they came out of a softmax."""
+    sums = rows.detach().sum(-1)
+    return bool((rows >= 0).all()) and bool(((sums - 1).abs() <= 1e-3).all())
+
+
+def _log(probabilities: torch.Tensor) -> torch.Tensor:
+    return probabilities.clamp_min(1e-30).log()

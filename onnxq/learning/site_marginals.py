@@ -91,7 +91,7 @@ def site_marginals(
         apart = output_distance(wanted, graph(feeds, weights=placed), loss)
         losses.append(float(apart.detach()))
         if apart.requires_grad:
-            apart.backward()  # type: ignore[no-untyped-call]
+            apart.backward()
         for weight, names in readers.items():
             half = _half(graph.weights[weight], placed[weight])
             if half is not None:

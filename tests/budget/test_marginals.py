@@ -9,7 +9,8 @@ from onnxq.budget.plan import solution_of
 from onnxq.budget.policy import load_policy
 from onnxq.budget.problem import planned
 from onnxq.budget.request import Request
-from onnxq.evaluate.output_loss import LossMeter, find_output_loss
+from onnxq.evaluate.losses import LossMeter
+from onnxq.evaluate.output_loss import find_output_loss
 from onnxq.graph.sites import find_sites
 from onnxq.graph.weights import replace_weight
 from onnxq.passes.base import no_progress

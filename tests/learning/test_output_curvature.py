@@ -4,12 +4,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.evaluate.output_loss import LossMeter, OutputLoss, find_output_loss
+from onnxq.evaluate.losses import LossMeter
+from onnxq.evaluate.output_loss import OutputLoss, find_output_loss
 from onnxq.graph.sites import find_sites
 from onnxq.graph.stage import clone_model
 from onnxq.graph.weights import read_weight, replace_weight
 from onnxq.learning.output_curvature import output_curvature
 from onnxq.learning.single_site_loss import single_site_losses
+from onnxq.learning.site_marginals import site_marginals
 from tests.two_layers import two_layers
 
 RNG = np.random.default_rng(0)
@@ -93,3 +95,28 @@ def test_errors_that_tokens_share_add_up():
     rows = error.T.astype(np.float64)
     predicted = 0.5 * np.sum((rows @ found.matrix[0]) * rows, axis=1) @ found.rows
     assert measured == pytest.approx(predicted, rel=0.15)
+
+
+def test_probabilities_are_judged_as_the_scores_behind_them():
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 21]>'
+        "main (float[n, 16] x) => (float[n, 8] logits, float[n, 8] probabilities)"
+        "{ logits = MatMul(x, w) probabilities = Softmax(logits) }"
+    )
+    value = model.graph[0].inputs[1]
+    value.const_value = ir.tensor(RNG.standard_normal((16, 8)).astype(np.float32), name="w")
+    value.shape, value.dtype = ir.Shape((16, 8)), ir.DataType.FLOAT
+    model.graph.register_initializer(value)
+    samples = [{"x": RNG.standard_normal((400, 16)).astype(np.float32)} for _ in range(4)]
+    (site,) = find_sites(model)
+    error = 0.1 * RNG.standard_normal((8, 16))
+    rounded = {site.name: (read_weight(value).T + error).astype(np.float32)}
+    traces, losses = [], []
+    for output in ("logits", "probabilities"):
+        loss = OutputLoss(outputs=(output,), kind="scores")
+        found = output_curvature(model, samples, [site], loss, draws=8)
+        traces.append(found[site.name].trace)
+        losses.append(site_marginals(model, samples, [site], rounded, loss).losses)
+    assert traces[0] == pytest.approx(traces[1], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert find_output_loss(model).kind == "scores"

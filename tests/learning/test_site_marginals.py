@@ -2,7 +2,8 @@
 
 import pytest
 
-from onnxq.evaluate.output_loss import LossMeter, OutputLoss, find_output_loss
+from onnxq.evaluate.losses import LossMeter
+from onnxq.evaluate.output_loss import OutputLoss, find_output_loss
 from onnxq.graph import read_weight
 from onnxq.graph.sites import find_sites
 from onnxq.learning.site_marginals import site_marginals
