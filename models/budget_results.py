@@ -58,6 +58,7 @@ RANDOM_FORMATS = (
     "int5_channel",
     "int6_channel",
 )
+MEASURE = "marginal"
 _RANDOM_WINDOWS = 4
 _CALIBRATION = 32
 
@@ -115,8 +116,8 @@ class BudgetResults:
         return _feeds({"model": self.rotated}, self.calibration[:_CALIBRATION])
 
     def problem(self) -> Problem:
-        """Menus with losses, by the measure ``fisher``."""
-        path = self.work / "problem.json"
+        """Menus with losses, by the measure `MEASURE`."""
+        path = self.work / f"problem-{MEASURE}.json"
         found = kept(path)
         if found is None:
             plan = planned(
@@ -125,7 +126,7 @@ class BudgetResults:
                 Request(bits=3.0),
                 load_policy("default"),
                 samples=self.feeds["model"],
-                measure="fisher",
+                measure=MEASURE,
                 progress=no_progress,
             )
             found = dataclasses.asdict(plan.problem)

@@ -6,14 +6,17 @@ that there is (`onnxq.learning.site_marginals`). The losses of a site are multip
 
     κ = what it adds there / what ``fisher`` says of it there.
 
-What a few samples tell of one site is uncertain, so κ is drawn to the ratio of all sites by how far
-samples disagree: the mean of a normal prior of that ratio, with a spread of half of it, and of the
-samples. That site and format count for little else (the loss is nearly quadratic) lets one format
-stand for every mix.
+What a few samples tell of one site is uncertain, and a part of it is chance: what errors of two
+sites cost together depends on the codes, which other formats do not share. What does not depend on
+them is common to sites of a kind and to neighbours. So κ is a Gaussian process over the sites (the
+best linear prediction, as in kriging): around the ratio of all sites, a part for the kind, whose
+names are alike but for numbers; a part that changes smoothly with the place in the graph; a small
+one of the site itself; and the doubt, by how far samples disagree.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,9 +38,12 @@ Array = np.ndarray[Any, Any]
 _PROBED = {"vectors": 0.05, "scores": 0.5, "next_token": 0.5}
 """The most that the probe is predicted to lose, by kind of the loss: a share, or nats. Beyond it
 outputs that are wrong anyway can hardly become worse."""
-_SPREAD = 0.5
-"""Of κ among sites, as a share of its mean."""
+_OF_KIND, _OF_PLACE, _OWN = 0.3, 0.3, 0.1
+"""Spreads of the parts of κ, as shares of its mean."""
+_REACH = 0.3
+"""How far apart places still go together, as a share of the sites."""
 _LEAST, _MOST = 0.25, 4.0
+_DIGITS = re.compile(r"\d+")
 
 
 def probe_of(problem: Problem, kind: Kind) -> dict[str, str]:
@@ -99,17 +105,20 @@ def marginal_factors(
     predicted = np.array([told[name] for name in names])
     if not names or added.sum() <= 0.0:
         return {}
-    factors, common = _shrunk(added, predicted)
+    factors, common = _predicted(names, added, predicted)
     return dict.fromkeys(told, common) | dict(zip(names, factors.tolist(), strict=True))
 
 
-def _shrunk(added: Array, predicted: Array) -> tuple[Array, float]:
+def _predicted(names: Sequence[str], added: Array, predicted: Array) -> tuple[Array, float]:
     """κ of every site and of all together, of ``added`` ``[sites, samples]``."""
-    count = added.shape[1]
+    sites, count = added.shape
     common = float(added.mean(axis=1).sum() / predicted.sum())
-    ratios = added / predicted[:, None]
-    prior = (_SPREAD * common) ** 2
-    doubt = ratios.var(axis=1, ddof=1) / count if count > 1 else np.full(len(ratios), prior)
-    weight = prior / (prior + doubt)
-    drawn = weight * ratios.mean(axis=1) + (1.0 - weight) * common
-    return np.clip(drawn, _LEAST * common, _MOST * common), common
+    ratios = added / (common * predicted[:, None])
+    doubt = ratios.var(axis=1, ddof=1) / count if count > 1 else np.ones(sites)
+    kinds = np.array([_DIGITS.sub("#", name) for name in names])
+    places = np.arange(sites) / sites
+    alike = _OF_KIND**2 * (kinds[:, None] == kinds)
+    near = _OF_PLACE**2 * np.exp(-np.abs(places[:, None] - places) / _REACH)
+    prior = alike + near + _OWN**2 * np.eye(sites)
+    found = 1.0 + prior @ np.linalg.solve(prior + np.diag(doubt), ratios.mean(axis=1) - 1.0)
+    return common * np.clip(found, _LEAST, _MOST), common

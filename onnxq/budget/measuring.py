@@ -24,8 +24,10 @@ from onnxq.passes.quantize_weights import QuantizeWeights
 
 __all__ = ["Measuring"]
 
-_TOKENS, _SAMPLES = 4096, 16
+_TOKENS, _SAMPLES = 2048, 16
 """Of the samples that gradients are taken on, at most so many tokens and samples."""
+_MORE = 2
+"""Times as many for what is measured in the place of a mix: there a sample is one number a site."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Measuring:
             found = marginal_factors(
                 self.model,
                 self._seen,
-                self._few,
+                self._few(_MORE),
                 sites,
                 menus,
                 probe,
@@ -113,7 +115,7 @@ class Measuring:
         cache: LossCache,
     ) -> None:
         """Keep the losses of the formats that are missing."""
-        few = None if self._seen is None else self._few
+        few = None if self._seen is None else self._few()
         costs = site_costs(
             measure, self.model, few, sites, self.loss, seed=self.step.seed, progress=self.progress
         )
@@ -131,17 +133,17 @@ class Measuring:
             return None
         return list(itertools.islice(iter(self.samples), self.step.samples))
 
-    @property
-    def _few(self) -> list[Mapping[str, np.ndarray]]:
+    def _few(self, times: int = 1) -> list[Mapping[str, np.ndarray]]:
         """Samples for gradients, spread over all: so many tokens, and at least one sample."""
         samples = self._seen or []
-        spread = np.linspace(0, len(samples) - 1, min(_SAMPLES, len(samples))).round().astype(int)
+        count = min(times * _SAMPLES, len(samples))
+        spread = np.linspace(0, len(samples) - 1, count).round().astype(int)
         found: list[Mapping[str, np.ndarray]] = []
         tokens = 0
         for at in dict.fromkeys(spread.tolist()):
             ids = [a.size for a in samples[at].values() if a.dtype.kind == "i" and a.ndim == 2]
             tokens += max(ids, default=1)
-            if found and tokens > _TOKENS:
+            if found and tokens > times * _TOKENS:
                 break
             found.append(samples[at])
         return found

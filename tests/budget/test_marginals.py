@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxq.budget.marginals import _shrunk, probe_of
+from onnxq.budget.marginals import _predicted, probe_of
 from onnxq.budget.menu import rounded_weights
 from onnxq.budget.plan import solution_of
 from onnxq.budget.policy import load_policy
@@ -79,10 +79,17 @@ def test_a_mix_loses_what_is_told_of_it(problems):
     assert max(off["marginal"]) < np.log(1.25)
 
 
-def test_what_samples_disagree_on_is_drawn_to_the_ratio_of_all():
-    predicted = np.array([1.0, 1.0, 1.0])
-    sure, unsure = np.full(4, 2.0), np.array([8.0, -4.0, 6.0, -2.0])
-    factors, common = _shrunk(np.stack([sure, unsure, np.full(4, 1.0)]), predicted)
-    assert common == pytest.approx(5 / 3)
-    assert factors[0] == 2.0 and factors[2] == 1.0
-    assert abs(factors[1] - common) < 0.1 * abs(unsure.mean() - common)
+def test_what_samples_disagree_on_follows_its_kind_and_its_place():
+    rng = np.random.default_rng(0)
+    names = [f"layer.{layer}.{kind}" for layer in range(30) for kind in ("up", "down")]
+    truth = np.array([(1.8 - layer / 30) * kind for layer in range(30) for kind in (0.8, 1.2)])
+    noise = np.where(np.arange(60) % 10 == 0, 5.0, 0.3)
+    predicted = rng.uniform(0.5, 2.0, 60)
+    added = (truth[:, None] + noise[:, None] * rng.standard_normal((60, 8))) * predicted[:, None]
+    factors, common = _predicted(names, added, predicted)
+    assert common == pytest.approx(truth @ predicted / predicted.sum(), rel=0.15)
+    off = np.abs(factors / truth - 1)
+    assert off.max() < 0.3 and off.mean() < 0.07
+    assert np.abs(added.mean(axis=1) / predicted / truth - 1).max() > 1
+    sure, _ = _predicted(["a", "b"], np.array([[2.0, 2.0], [0.5, 0.5]]), np.ones(2))
+    assert sure == pytest.approx([2.0, 0.5])
