@@ -1,8 +1,8 @@
 """Budgets of latency on MiniLM: what was asked, what a run takes, and how accurate it is.
 
-It stands beside int8 everywhere (the recipe ``budget_fast`` as it stands) and the float model, all three timed
-alternately in one process, on the first calibration sample. Budgets are asked as shares of the way
-from the time of int8 everywhere to that of the float model, as they were measured just before.
+Beside it stand int8 everywhere (the recipe ``budget_fast`` as it is) and the float model, all three
+timed alternately in one process, on the first calibration sample. What is asked is a share of the
+way from the time of int8 everywhere to that of the float model, both measured just before.
 """
 
 from __future__ import annotations

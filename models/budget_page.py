@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.models.budget_latency import latency_table
+
 __all__ = ["PEERS", "determination", "page_of", "part_of", "picture_of"]
 
 PEERS: Mapping[float, Sequence[tuple[str, float, float]]] = {
@@ -68,6 +70,7 @@ def part_of(found: Mapping[str, Any], protocol: str, *, peers: bool) -> list[str
         "with sequential statistics, and is run by its operators.",
         "",
         *_mix_table(found, base, peers=peers),
+        *latency_table(found.get("latency", ())),
     ]
 
 

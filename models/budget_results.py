@@ -1,11 +1,12 @@
 """``python -m onnxq.models.budget_results docs/budget.md --work DIR``: budgets on SmolLM2.
 
-Three tables, every cell a JSON file, so that an interrupted run goes on where it stopped:
+Four tables, every cell a JSON file, so that an interrupted run goes on where it stopped:
 
 - random mixes: 20 mixes, each with a distribution over formats of its own, the perplexity that the
   sum of the losses predicts against the measured one;
 - budgets: the best mix at a few numbers of bits, against formats used alike everywhere;
-- what `onnxq quantize --bits` writes for the same budgets, measured as it is run.
+- what `onnxq quantize --bits` writes for the same budgets, measured as it is run;
+- budgets of latency, on MiniLM (`onnxq.models.budget_latency`): for these nothing else should run.
 
 The first two store every layer by GPTQ on statistics of the float model and run the decoded weights
 in float, so that a layer is solved once for all mixes. ``--protocol`` takes the tokens of
@@ -31,6 +32,7 @@ from onnxq.budget.request import Request
 from onnxq.budget.run import with_mix
 from onnxq.evaluate.perplexity import perplexity
 from onnxq.graph import load, save
+from onnxq.models.budget_latency import LatencyBudgets
 from onnxq.models.budget_library import Library
 from onnxq.models.budget_page import page_of
 from onnxq.models.point_results import ROTATED
@@ -99,13 +101,13 @@ class BudgetResults:
 
     @property
     def rotated(self) -> Path:
-        """The float model, rotated; built at first use."""
+        """The float model, rotated, packed projections split; built at first use."""
         path = self.work / "rotated" / "model.onnx"
         if not path.exists():
             task = SmolLm2()
             built = task.built(self.work)
             feeds = _feeds(built, self.calibration[:4])
-            recipe = recipe_of("rotated", (*PREPARE, *ROTATED))
+            recipe = recipe_of("rotated", (*PREPARE, *ROTATED, ("split_projections", {})))
             done = run_recipe(load(built["model"]), recipe, samples=feeds["model"], check="off")
             save(done.model, path)
         return path
@@ -114,6 +116,11 @@ class BudgetResults:
     def feeds(self) -> Feeds:
         """Inputs to calibrate on."""
         return _feeds({"model": self.rotated}, self.calibration[:_CALIBRATION])
+
+    @property
+    def latencies(self) -> LatencyBudgets:
+        """Budgets of latency, on MiniLM."""
+        return LatencyBudgets(self.work / "minilm")
 
     def problem(self) -> Problem:
         """Menus with losses, by the measure `MEASURE`."""
@@ -197,10 +204,15 @@ class BudgetResults:
         """The cells that are asked for and not there; see the module docstring.
 
         Args:
-            only: ``random``, ``uniform``, ``mix`` or ``written``; everything when None.
+            only: ``random``, ``uniform``, ``mix``, ``written`` or ``latency``; everything when
+                None.
             names: of mixes; all of that kind when empty.
         """
         library = Library(self.work / "lib", self.rotated, lambda: self.feeds["model"])
+        if only in (None, "latency"):
+            self.latencies.measure()
+        if only == "latency":
+            return
         for name, mix in self.mixes(self.problem()).items():
             if names and name not in names:
                 continue
@@ -218,6 +230,7 @@ class BudgetResults:
                 cell = self.cell(kind, mix)
                 if cell is not None:
                     found[kind] = {**cell, **told(problem, mix)}
+        found["latency"] = self.latencies.finished()
         found["float"] = {n: self.float_loss(n) for n in (_RANDOM_WINDOWS, len(self.evaluation))}
         return found
 
@@ -240,7 +253,9 @@ def main() -> None:
     parser.add_argument("page", type=Path, help="docs/budget.md")
     parser.add_argument("--work", type=Path, required=True, help="folder of finished cells")
     parser.add_argument("--protocol", type=Path, help="tokens: .npz with eval and calibration")
-    parser.add_argument("--only", choices=("random", "uniform", "mix", "written", "page"))
+    parser.add_argument(
+        "--only", choices=("random", "uniform", "mix", "written", "latency", "page")
+    )
     parser.add_argument("--names", nargs="*", default=(), help="of mixes, such as mix-2.5")
     options = parser.parse_args()
     if options.protocol is None:

@@ -26,6 +26,7 @@ _MODULES = (
     "fuse_rope",
     "fuse_attention",
     "untie_weights",
+    "split_projections",
     "clean",
     "permute_channels",
     "smooth_activations",

@@ -21,7 +21,7 @@ from onnxq.graph.names import unique_value_name
 from onnxq.graph.site_slots import integer
 from onnxq.graph.weights import add_weight
 
-__all__ = ["take_rotary_out"]
+__all__ = ["separate_packed", "take_rotary_out"]
 
 _QUERY, _KEY, _VALUE, _LENGTHS, _COS, _SIN, _POSITIONS = 0, 1, 2, 5, 7, 8, 9
 _POSITION_MARK = "onnxq.positions_of"
@@ -49,7 +49,7 @@ def take_rotary_out(model: ir.Model, node: ir.Node, head_dim: int) -> str | None
     if rotary and query.dtype is not None and cos is not None and cos.dtype != query.dtype:
         return f"its rotary tables are {cos.dtype}, and its queries {query.dtype}"
     if packed:
-        _separate(model, node, query, head_dim)
+        separate_packed(model, node, query, head_dim)
     if not rotary:
         return None
     positions = _input(node, _POSITIONS)
@@ -77,7 +77,8 @@ def _turned_width(cos: ir.Value | None) -> int | None:
     return 2 * columns if isinstance(columns, int) else None
 
 
-def _separate(model: ir.Model, node: ir.Node, packed: ir.Value, head_dim: int) -> None:
+def separate_packed(model: ir.Model, node: ir.Node, packed: ir.Value, head_dim: int) -> None:
+    """Cut the queries, keys and values that GroupQueryAttention reads side by side, by a Split."""
     heads = integer(node, "num_heads")
     keys = integer(node, "kv_num_heads") or heads
     widths = [heads * head_dim, keys * head_dim, keys * head_dim]

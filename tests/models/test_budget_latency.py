@@ -1,0 +1,31 @@
+"""A budget of latency on a real model; and its table."""
+
+import pytest
+
+from onnxq.models.budget_latency import LatencyBudgets, latency_table
+
+CELL = {
+    "asked_ms": 10.0,
+    "ms": {"float": 20.0, "int8": 9.0, "mix": 10.5},
+    "loss": {"float": 0.0, "int8": 2e-3, "mix": 1e-3},
+    "metric": {"float": 0.656, "int8": 0.65, "mix": 0.654},
+    "formats": {"int8": 30, "float": 6},
+    "machine": "a machine",
+}
+
+
+def test_the_table_says_what_was_asked_and_what_it_takes():
+    lines = latency_table([CELL])
+    assert lines[-1].startswith("| 10.00 ms | 10.50 ms (+5%) | 30 × int8, 6 × float | 1.00e-03 (0.")
+    assert latency_table([]) == []
+
+
+@pytest.mark.slow
+def test_a_budget_between_int8_and_float_is_met_and_loses_less_than_int8(tmp_path):
+    budgets = LatencyBudgets(tmp_path)
+    budgets.measure([0.5])
+    (cell,) = budgets.finished()
+    assert cell["said_ms"] <= cell["asked_ms"]
+    assert cell["ms"]["mix"] <= 1.1 * cell["asked_ms"]
+    assert cell["loss"]["mix"] < cell["loss"]["int8"]
+    assert len(cell["formats"]) > 1
