@@ -176,6 +176,7 @@ def _worst(facts: Facts, ranked: Mapping[str, Any]) -> dict[str, Any]:
                 "width": round(100 * share),
             }
         )
+    guess = _ranked(facts, None)
     tops = sum(max(row["value"], 0.0) for row in ranked["rows"][:_WORST])
     return {
         "rows": rows,
@@ -184,6 +185,8 @@ def _worst(facts: Facts, ranked: Mapping[str, Any]) -> dict[str, Any]:
         "unit": ranked["unit"],
         "share": tops / total if total and math.isfinite(total) else None,
         "of": len(ranked["rows"]),
+        "tried_by": guess["what"],
+        "is_guess": guess["how"] in ("seen", "weights"),
     }
 
 

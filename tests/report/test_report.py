@@ -78,6 +78,13 @@ def test_the_figures_are_those_of_the_artifact_and_of_a_measurement(made, page):
     assert f"{decibels:.3g} dB" in shown
 
 
+def test_the_page_says_how_the_sites_that_were_tried_were_found(made):
+    report([made / "int4"], made / "two.html", sites=2)
+    shown = text_of((made / "two.html").read_text(encoding="utf-8"))
+    assert "2 of 5 places were tried, first those with the largest relative error of the" in shown
+    assert "which is a weak guess at what a site costs" in shown
+
+
 def test_the_worst_site_is_the_one_that_is_broken(made):
     sizes = {**dict.fromkeys(SITES, 0.01), "layer_2": 1.0}
     changed = save(with_noise(five_layers(), sizes), made / "changed.onnx")
