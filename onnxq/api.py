@@ -16,7 +16,7 @@ from onnxq.budget.request import Request, chosen_policy, default_recipe
 from onnxq.budget.run import quantize_to_budget
 from onnxq.debugging import Debugged, debug
 from onnxq.evaluate import Comparison, bench_models, compare_models
-from onnxq.export.artifact import Artifact, file_hash, refuse_foreign, write_artifact
+from onnxq.export.artifact import REPORT_NAME, Artifact, file_hash, refuse_foreign, write_artifact
 from onnxq.export.target import BuiltTarget, DeploymentTarget, Verdicts
 from onnxq.export.targets import build_folder, target_with
 from onnxq.graph import load
@@ -30,6 +30,8 @@ from onnxq.quality import evaluate
 from onnxq.report.making import Reported, report
 from onnxq.runtime import random_samples
 from onnxq.runtime.machine import machine
+from onnxq.runtime.remote import is_remote
+from onnxq.runtime.remote_output import copy_out, local_output, refuse_occupied_url
 from onnxq.runtime.run_log import RunLog, stage
 from onnxq.runtime.work_folder import WorkFolder
 from onnxq.runtime.workers import Workers
@@ -168,8 +170,9 @@ def quantize(
             `onnxq.calibration.open_data` understands. A few samples are held back to compare
             the artifact on; promises are checked on the first ones. Without data both are done
             on random inputs.
-        out: folder of the artifact; the files a runtime needs beside the model (tokenizer,
-            ``genai_config.json``) are carried along from the model's folder.
+        out: folder of the artifact, or a URL (see `onnxq.runtime.remote_output`); the files a
+            runtime needs beside the model (tokenizer, ``genai_config.json``) are carried along from
+            the model's folder.
         set: overrides, ``pass.key=value``.
         check: ``off`` skips running the model: for models larger than memory.
         overwrite: let ``out`` replace a folder that is not an onnxq artifact.
@@ -194,6 +197,10 @@ def quantize(
     recipe = recipe or default_recipe(request)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, set)
     rules = chosen_policy(request, policy, menu)
+    url = str(out) if out is not None and is_remote(out) else None
+    if url is not None:
+        refuse_occupied_url(url, REPORT_NAME, overwrite)
+        out = local_output(url)
     if out is not None:
         refuse_foreign(Path(out), overwrite)
     hands = workers if isinstance(workers, Workers) else Workers(count=workers)
@@ -239,6 +246,9 @@ def quantize(
         if out is None:
             return quantized
         artifact = quantized.save(out, companions=_folder_of(model), overwrite=overwrite)
+        if url is not None:
+            with stage("copy"):
+                copy_out(artifact.folder, url, REPORT_NAME, progress)
     return dataclasses.replace(quantized, artifact=artifact)
 
 

@@ -79,7 +79,7 @@ def export(
 @app.command()
 def quantize(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the artifact.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder of the artifact, or a URL.")],
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", "-r", help="A preset or a .toml; int8, or budget with a budget."),
@@ -125,6 +125,9 @@ def quantize(
         str, typer.Option(help="Where workers are: processes, threads, ray or dask.")
     ] = "processes",
     address: Annotated[str | None, typer.Option(help="Of the ray or dask cluster.")] = None,
+    on_failure: Annotated[
+        str, typer.Option(help="At a site whose solver fails: stop, or leave it in float.")
+    ] = "stop",
     work: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps finished sites; OUT.work, until all is done."),
@@ -144,8 +147,9 @@ def quantize(
     """Quantize a model by a recipe and write a verified artifact."""
     from onnxq import api, tables
 
-    chosen = working.chosen_workers(workers, threads, backend, address)
-    with working.work_beside(out, work, resume) as kept, progress_bars() as progress:
+    chosen = working.chosen_workers(workers, threads, backend, address, on_failure)
+    here = working.local_place(out)
+    with working.work_beside(here, work, resume) as kept, progress_bars() as progress:
         quantized = api.quantize(
             model,
             recipe,
@@ -166,12 +170,12 @@ def quantize(
             limit=limit,
             workers=chosen,
             work=kept,
-            log=log or beside(out, "log.jsonl"),
-            profile=beside(out, "profile") if profile else None,
+            log=log or beside(here, "log.jsonl"),
+            profile=beside(here, "profile") if profile else None,
             progress=progress,
         )
     if profile:
-        working.show_profiles(beside(out, "profile"))
+        working.show_profiles(beside(here, "profile"))
     assert quantized.artifact is not None
     show(quantized.artifact_values(), as_json, tables.artifact)
 

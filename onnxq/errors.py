@@ -88,7 +88,7 @@ class WorkFolderError(OnnxqError):
 
 
 class WorkerError(OnnxqError):
-    """A piece of work lost its worker again and again."""
+    """A piece of work failed, or lost its worker again and again."""
 
 
 class MissingDependency(OnnxqError):

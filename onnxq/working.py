@@ -13,25 +13,43 @@ import typer
 
 from onnxq.console import Json, say_aside, show
 from onnxq.errors import OnnxqError, UsageError
+from onnxq.runtime.remote import is_remote
+from onnxq.runtime.remote_output import local_output
 from onnxq.runtime.run_log import heaviest
 from onnxq.runtime.work_folder import WorkFolder, refuse_other, work_folders
-from onnxq.runtime.workers import Backend, Workers
+from onnxq.runtime.workers import Backend, OnFailure, Workers
 
-__all__ = ["app", "beside", "chosen_workers", "show_profiles", "work_beside"]
+__all__ = ["app", "beside", "chosen_workers", "local_place", "show_profiles", "work_beside"]
 
 app = typer.Typer()
 
 
-def chosen_workers(count: int, threads: int | None, backend: str, address: str | None) -> Workers:
+def chosen_workers(
+    count: int, threads: int | None, backend: str, address: str | None, on_failure: str
+) -> Workers:
     """The workers that options of the command line ask for.
 
     Raises:
         UsageError: there is no such backend, or a number below 1.
     """
-    known = get_args(Backend)
-    if backend not in known:
-        raise UsageError(f"There is no --backend {backend!r}: give one of {', '.join(known)}.")
-    return Workers(count=count, threads=threads, backend=backend, address=address)  # type: ignore[arg-type]
+    for option, given, known in (
+        ("--backend", backend, get_args(Backend)),
+        ("--on-failure", on_failure, get_args(OnFailure)),
+    ):
+        if given not in known:
+            raise UsageError(f"There is no {option} {given!r}: give one of {', '.join(known)}.")
+    return Workers(
+        count=count,
+        threads=threads,
+        backend=backend,  # type: ignore[arg-type]
+        address=address,
+        on_failure=on_failure,  # type: ignore[arg-type]
+    )
+
+
+def local_place(out: str) -> Path:
+    """The folder that a run writes for ``--out``: itself, or where what goes to a URL is built."""
+    return local_output(out) if is_remote(out) else Path(out)
 
 
 def beside(out: Path, what: str) -> Path:

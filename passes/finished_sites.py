@@ -44,6 +44,7 @@ class FinishedSites:
         self._settings, self._sees_formats = settings, sees_formats
         self._keys: dict[str, str] = {}
         self._found: set[str] = set()
+        self._stopped = False
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -84,8 +85,14 @@ class FinishedSites:
             )
         return SolvedSite.of(piece)
 
+    def stop(self) -> None:
+        """Keep nothing more that depends on what is stored before it: a site stays in float."""
+        self._stopped = self._sees_formats
+
     def keep(self, site: Site, solved: SolvedSite) -> None:
         """Keep what was found for a site, unless it is there."""
+        if self._stopped:
+            return
         if self._work is not None and not self._work.verify(self._keys[site.name]):
             piece = solved.piece()
             about = {**piece.about, "site": site.name, "format": self._formats[site.name]}

@@ -186,7 +186,7 @@ class QuantizeWeights(Pass):
         for number, site in enumerate((*sites, *tables)):
             context.progress("quantize weights", number, len(sites) + len(tables))
             try:
-                reports.append(self._visit(site, writer, tied))
+                reports.append(self._visit(site, writer, codes, tied))
             except FormatError as error:
                 weight = site.weight.name if site.weight is not None else None
                 raise FormatError(f"Weight {weight!r} of {site.name!r}: {error}") from error
@@ -241,11 +241,17 @@ class QuantizeWeights(Pass):
         return any(fnmatch.fnmatchcase(site.name, pattern) for pattern in self.data_free)
 
     def _visit(
-        self, site: Site, writer: WeightWriter, tied: set[tuple[int, Format | None]]
+        self,
+        site: Site,
+        writer: WeightWriter,
+        codes: WeightSolver,
+        tied: set[tuple[int, Format | None]],
     ) -> SiteReport:
         """Write one site; one ``tied`` to an embedding takes the form that shares its codes."""
         fmt = self.format_of(site)
         reason = site_refusal(site, fmt, self.write)
+        if fmt is not None and reason is None:
+            reason = codes.failure(site, fmt)
         if reason is not None or fmt is None:
             return SiteReport(site=site.name, reason=reason)
         is_tied = (id(site.weight), fmt) in tied

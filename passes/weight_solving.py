@@ -20,7 +20,7 @@ from onnxq.calibration.segment_walk import Flow
 from onnxq.calibration.segments import Cut
 from onnxq.calibration.site_statistics import unreachable_sites, walk_sites
 from onnxq.calibration.token_weights import TokenWeights
-from onnxq.errors import CalibrationError
+from onnxq.errors import CalibrationError, OnnxqError, WorkerError
 from onnxq.formats import Arrays, Format, IntFormat, PerTensor
 from onnxq.graph.orientation import to_rows
 from onnxq.graph.site_bias import bias_reader, moved_bias
@@ -81,6 +81,7 @@ class WeightSolver:
         self.notes: tuple[str, ...] = ()
         """What happened otherwise than asked, for the report of the pass."""
         self._by_nearest: set[str] = set()
+        self._failed: dict[tuple[object, ...], str] = {}
 
     def gather(
         self,
@@ -209,7 +210,7 @@ class WeightSolver:
         how: Gathering,
         context: Context,
         finished: FinishedSites,
-    ) -> list[NewWeight]:
+    ) -> list[NewWeight | None]:
         """Solve sites that do not depend on each other, those that are not finished."""
         new: dict[tuple[object, ...], Site] = {}
         problems: list[SiteProblem] = []
@@ -217,7 +218,7 @@ class WeightSolver:
         for site, statistics in jobs:
             fmt = formats[site.name]
             key = _key(site, fmt)
-            if key in self._solved or key in new:
+            if key in self._solved or key in self._failed or key in new:
                 again.add(site.name)
             elif (found := finished.read(site)) is not None:
                 self._columns_to_keep(site, how)
@@ -239,13 +240,37 @@ class WeightSolver:
                 output_error=result.output_error,
             )
 
-        context.workers.map(solve_site, problems, keep)
+        def fail(number: int, error: OnnxqError) -> None:
+            self._fail(new[keys[number]], keys[number], error, context)
+            finished.stop()
+
+        context.workers.map(solve_site, problems, keep, fail)
         return [self._new_weight(s, formats[s.name], s.name in again, finished) for s, _ in jobs]
+
+    def _fail(
+        self, site: Site, key: tuple[object, ...], error: OnnxqError, context: Context
+    ) -> None:
+        """Stop, or leave the site in float; what was finished before is kept either way."""
+        note("site failed", site=site.name, reason=str(error))
+        if context.workers.on_failure == "leave":
+            self._failed[key] = f"{self._solver.name} failed on it: {error}"
+            return
+        raise WorkerError(
+            f"Site {site.name!r} could not be solved by {self._solver.name!r}: {error}. Run again "
+            "with --on-failure leave to leave such sites in float, or leave this one out with "
+            f"--set 'quantize_weights.exclude=[{site.name!r}]'."
+        ) from error
+
+    def failure(self, site: Site, fmt: Format) -> str | None:
+        """Why a site has no codes and stays in float; None when it has."""
+        return self._failed.get(_key(site, fmt))
 
     def _new_weight(
         self, site: Site, fmt: Format, again: bool, finished: FinishedSites
-    ) -> NewWeight:
+    ) -> NewWeight | None:
         """What the rest of the network runs on; ``again``: its weight has served another site."""
+        if _key(site, fmt) in self._failed:
+            return None
         solved = self._solved[_key(site, fmt)]
         if again:
             self._notes[site.name] = "its weight was solved on the data of another site it serves"

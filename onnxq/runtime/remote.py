@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from onnxq.errors import MissingDependency, ModelLoadError
+from onnxq.errors import MissingDependency, ModelLoadError, OnnxqError
 from onnxq.runtime.cache import cache_folder, write_whole
 
-__all__ = ["is_remote", "local_path"]
+__all__ = ["is_remote", "local_path", "opened", "patiently"]
 
 _CHUNK = 16 << 20
 _TRIES = 8
@@ -62,7 +62,7 @@ def local_path(place: str | Path, *, progress: Progress | None = None) -> Path:
     if not is_remote(place):
         return Path(place)
     url = str(place).rstrip("/")
-    system, root = _opened(url)
+    system, root = opened(url)
     files = list(_files(system, root, url))
     folder = cache_folder() / "remote" / hashlib.sha256(url.encode()).hexdigest()[:16]
     for path, name in files:
@@ -70,17 +70,23 @@ def local_path(place: str | Path, *, progress: Progress | None = None) -> Path:
     return folder if _is_folder(system, root) else folder / files[0][1]
 
 
-def _opened(url: str) -> tuple[Any, str]:
+def opened(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it.
+
+    Raises:
+        ModelLoadError: nobody knows this kind of URL.
+        MissingDependency: a package that opens it is not installed.
+    """
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
-        raise MissingDependency("fsspec", "remote", f"Reading {url}") from error
+        raise MissingDependency("fsspec", "remote", f"Opening {url}") from error
     try:
         system, root = url_to_fs(url)
     except ImportError as error:
         kind = url.split("://")[0]
         raise MissingDependency(
-            str(error.name or kind), "remote", f"Reading {url} ({kind}://)"
+            str(error.name or kind), "remote", f"Opening {url} ({kind}://)"
         ) from error
     except ValueError as error:
         raise ModelLoadError(f"{url} cannot be opened: {error}") from error
@@ -91,13 +97,13 @@ def _files(system: Any, root: str, url: str) -> Iterator[tuple[str, str]]:
     """Files to copy, with their names in the copy: the file itself first."""
     try:
         if _is_folder(system, root):
-            found = _patiently(lambda: sorted(system.find(root)), url)
+            found = patiently(lambda: sorted(system.find(root)), url)
             base = PurePosixPath(root)
             if not found:
                 raise FileNotFoundError
             yield from ((path, str(PurePosixPath(path).relative_to(base))) for path in found)
             return
-        _patiently(lambda: system.info(root), url)
+        patiently(lambda: system.info(root), url)
         yield root, PurePosixPath(root).name
         for path in _beside(system, root):
             yield path, PurePosixPath(path).name
@@ -107,7 +113,7 @@ def _files(system: Any, root: str, url: str) -> Iterator[tuple[str, str]]:
 
 def _is_folder(system: Any, root: str) -> bool:
     return not root.endswith((".onnx", ".npz", ".txt", ".gguf")) and bool(
-        _patiently(lambda: system.isdir(root), root)
+        patiently(lambda: system.isdir(root), root)
     )
 
 
@@ -116,7 +122,7 @@ def _beside(system: Any, root: str) -> list[str]:
     if not root.endswith(".onnx"):
         return []
     try:
-        near = _patiently(lambda: system.ls(str(PurePosixPath(root).parent), detail=False), root)
+        near = patiently(lambda: system.ls(str(PurePosixPath(root).parent), detail=False), root)
     except (ModelLoadError, NotImplementedError, FileNotFoundError):
         near = []
     stem = PurePosixPath(root).stem
@@ -125,7 +131,7 @@ def _beside(system: Any, root: str) -> list[str]:
 
 def _copy(system: Any, path: str, target: Path, url: str, progress: Progress | None) -> None:
     """Copy a file unless this very version is there."""
-    info = _patiently(lambda: system.info(path), url)
+    info = patiently(lambda: system.info(path), url)
     size = info.get("size")
     identity = {"size": size, **{k: str(info[k]) for k in _VERSION_KEYS if info.get(k)}}
     note, part = (
@@ -157,7 +163,7 @@ def _copy(system: Any, path: str, target: Path, url: str, progress: Progress | N
 
 def _chunks(system: Any, path: str, start: int, size: int | None, url: str) -> Iterator[bytes]:
     if size is None:
-        yield _patiently(lambda: system.cat_file(path), url)
+        yield patiently(lambda: system.cat_file(path), url)
         return
     while start < size:
         end = min(start + _CHUNK, size)
@@ -168,30 +174,42 @@ def _chunks(system: Any, path: str, start: int, size: int | None, url: str) -> I
                 raise OSError(f"{len(chunk)} bytes came of {end - start}")
             return chunk
 
-        yield _patiently(read, url)
+        yield patiently(read, url)
         start = end
 
 
-def _patiently(read: Callable[[], Any], url: str) -> Any:
+def patiently(
+    read: Callable[[], Any],
+    url: str,
+    *,
+    verb: str = "read",
+    failing: type[OnnxqError] = ModelLoadError,
+) -> Any:
     """What ``read`` gives, tried again when the network fails.
+
+    Args:
+        read: reads or writes a piece.
+        url: for messages.
+        verb: what it does, for messages.
+        failing: what is raised in the end.
 
     Raises:
         FileNotFoundError: there is nothing.
-        ModelLoadError: it failed every time.
+        OnnxqError: ``failing``, when it failed every time.
     """
     wait = _WAIT
     for left in reversed(range(_TRIES)):
         try:
             return read()
-        except (FileNotFoundError, NotImplementedError):
+        except (FileNotFoundError, NotImplementedError, OnnxqError):
             raise
         except Exception as error:
             if not left:
-                raise ModelLoadError(
-                    f"{url} cannot be read: {type(error).__name__}: {error} ({_TRIES} tries). What "
-                    "was copied is kept: the same command goes on from there."
+                raise failing(
+                    f"{url} cannot be {verb}: {type(error).__name__}: {error} ({_TRIES} tries). "
+                    "What was copied is kept: the same command goes on from there."
                 ) from error
-            _log.info("reading %s failed (%s); %d tries left", url, error, left)
+            _log.info("%s cannot be %s (%s); %d tries left", url, verb, error, left)
             time.sleep(wait)
             wait *= 2
     raise AssertionError

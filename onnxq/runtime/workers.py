@@ -10,16 +10,21 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import sys
+import traceback
+import warnings
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from onnxq.errors import MissingDependency, UsageError, WorkerError
+from onnxq.errors import MissingDependency, OnnxqError, UsageError, WorkerError
 from onnxq.numerics.threads import default_threads, limited_threads
 from onnxq.runtime.run_log import note
 
-__all__ = ["Backend", "Workers"]
+__all__ = ["Backend", "OnFailure", "Workers"]
 
 Backend = Literal["processes", "threads", "ray", "dask"]
+OnFailure = Literal["stop", "leave"]
 
 _LOCAL = ("processes", "threads")
 _TRIES = 3
@@ -39,12 +44,14 @@ class Workers:
             of this machine, of a cluster one for each.
         backend: ``processes`` and ``threads`` of this machine; ``ray`` and ``dask``: a cluster.
         address: of the cluster; None starts or finds one here.
+        on_failure: whether a run stops at a piece that fails, or leaves it and goes on.
     """
 
     count: int = 1
     threads: int | None = None
     backend: Backend = "processes"
     address: str | None = None
+    on_failure: OnFailure = "stop"
 
     def __post_init__(self) -> None:
         """Refuse numbers that nothing can run with."""
@@ -69,54 +76,52 @@ class Workers:
         function: Callable[[Problem, int], Result],
         problems: Sequence[Problem],
         keep: Callable[[int, Result], None],
+        fail: Callable[[int, OnnxqError], None],
     ) -> None:
         """Call ``function`` on every problem, and ``keep`` with its number and what it gave.
 
-        A single problem is solved here, with the threads of all workers.
-
-        A problem whose worker was lost is given to another one; those that are kept are not made
-        again.
+        A single problem is solved here, with the threads of all workers. A problem whose worker was
+        lost is given to another one, the third time to one that has nothing else to do; those that
+        are kept are not made again.
 
         Args:
             function: of a module, so that another process finds it; given a problem and how many
                 threads its kernels may use.
             problems: what can be sent to another process.
             keep: called in this process, in the order of the problems, as results arrive.
-
-        Raises:
-            WorkerError: a problem lost its worker three times.
-            OnnxqError: what ``function`` raises.
+            fail: called in place of ``keep`` with what ``function`` raised, or with a `WorkerError`
+                for a problem that lost its worker three times. It raises, or the others go on.
         """
         if self.count == 1 or len(problems) < 2:
             with limited_threads(self.threads_here):
                 for number, problem in enumerate(problems):
-                    keep(number, function(problem, self.threads_here))
+                    _hand(number, _tried(function, problem, self.threads_here), keep, fail)
             return
-        done = 0
-        for _ in range(_TRIES):
-            with contextlib.closing(self._results(function, problems[done:])) as results:
+        done = lost = 0
+        while done < len(problems):
+            alone = lost >= _TRIES - 1
+            some = problems[done : done + 1] if alone else problems[done:]
+            with _quiet(), contextlib.closing(self._results(function, some)) as results:
                 try:
                     for result in results:
-                        keep(done, result)
-                        done += 1
-                    return
+                        _hand(done, result, keep, fail)
+                        done, lost = done + 1, 0 if alone else lost
                 except _lost() as error:
-                    reason = error
-                    note("worker lost", piece=done + 1, reason=type(error).__name__)
-        raise WorkerError(
-            f"Piece {done + 1} of {len(problems)} lost its worker {_TRIES} times "
-            f"({type(reason).__name__}): workers run out of memory most often. Give fewer "
-            "--workers, or more memory, and run the same command again to go on."
-        ) from reason
+                    _cluster.cache_clear()
+                    lost += 1
+                    note("worker lost", reason=type(error).__name__, times=lost)
+                    if alone:
+                        fail(done, _given_up(error))
+                        done, lost = done + 1, 0
 
     def _results(
         self, function: Callable[[Problem, int], Result], problems: Sequence[Problem]
-    ) -> Generator[Result, None, None]:
+    ) -> Generator[Result | _Failure, None, None]:
         import joblib
 
         threads = self.threads_each(len(problems))
         if self.backend == "threads":
-            jobs = [joblib.delayed(function)(problem, threads) for problem in problems]
+            jobs = [joblib.delayed(_tried)(function, problem, threads) for problem in problems]
             with limited_threads(threads):
                 yield from joblib.Parallel(
                     self.count, backend="threading", return_as="generator", pre_dispatch="2*n_jobs"
@@ -132,10 +137,59 @@ class Workers:
             yield from joblib.Parallel(return_as="generator", pre_dispatch="2*n_jobs")(jobs)
 
 
-def _alone(function: Callable[[Problem, int], Result], problem: Problem, threads: int) -> Result:
+def _alone(
+    function: Callable[[Problem, int], Result], problem: Problem, threads: int
+) -> Result | _Failure:
     """Solve a problem in a process of its own."""
     with limited_threads(threads):
+        return _tried(function, problem, threads)
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """Without joblib's warning that pieces were given up: the error that follows says why."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tasks which were still being processed")
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """What came of a problem whose function raised."""
+
+    error: OnnxqError
+
+
+def _tried(
+    function: Callable[[Problem, int], Result], problem: Problem, threads: int
+) -> Result | _Failure:
+    try:
         return function(problem, threads)
+    except OnnxqError as error:
+        return _Failure(error)
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong must reach the run
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}, line {last.lineno}"
+        return _Failure(WorkerError(f"{type(error).__name__}: {error} ({where})"))
+
+
+def _hand(
+    number: int,
+    result: Result | _Failure,
+    keep: Callable[[int, Result], None],
+    fail: Callable[[int, OnnxqError], None],
+) -> None:
+    if isinstance(result, _Failure):
+        fail(number, result.error)
+    else:
+        keep(number, result)
+
+
+def _given_up(error: BaseException) -> WorkerError:
+    return WorkerError(
+        f"it lost its worker {_TRIES} times ({type(error).__name__}): workers run out of memory "
+        "most often; give fewer --workers, or more memory"
+    )
 
 
 @functools.cache
@@ -174,6 +228,7 @@ def _lost() -> tuple[type[BaseException], ...]:
     from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
     kinds: list[type[BaseException]] = [BrokenProcessPool, TerminatedWorkerError]
-    with contextlib.suppress(ImportError):
-        kinds.append(importlib.import_module("ray.exceptions").WorkerCrashedError)
+    if "ray" in sys.modules:
+        known = importlib.import_module("ray.exceptions")
+        kinds += [known.WorkerCrashedError, known.RayActorError]
     return tuple(kinds)

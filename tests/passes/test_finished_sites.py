@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxq.errors import UsageError, WorkFolderError
+from onnxq.errors import UsageError, WorkerError, WorkFolderError
 from onnxq.graph.weights import walk_weights, weight_tensor
 from onnxq.passes import weight_solving
 from onnxq.passes.quantize_weights import QuantizeWeights
@@ -195,3 +195,45 @@ def test_workers_give_the_bytes_of_one(backend, tiny_decoder, samples, tmp_path)
     wanted = content(quantized(model, samples, None))
     workers = Workers(count=2, backend=backend)
     assert content(quantized(model, samples, tmp_path / "w", workers=workers)) == wanted
+
+
+def failing(monkeypatch, names):
+    """A solver that raises on the weights of some shapes."""
+    real = weight_solving.solve_site
+
+    def solve(problem, threads):
+        if problem.rows.shape in names:
+            raise ZeroDivisionError("a group is empty")
+        return real(problem, threads)
+
+    monkeypatch.setattr(weight_solving, "solve_site", solve)
+
+
+def test_a_run_stops_at_a_site_that_fails(tiny_decoder, samples, tmp_path, monkeypatch):
+    model = tiny_decoder()
+    wanted = content(quantized(model, samples, None))
+    down = next(v.const_value.shape for _, v in walk_weights(model) if v.name == "w_down1")
+    failing(monkeypatch, {(down[1], down[0])})
+    with pytest.raises(WorkerError) as stopped:
+        quantized(model, samples, tmp_path / "w")
+    told = str(stopped.value)
+    assert "could not be solved by 'gptq': ZeroDivisionError: a group is empty" in told
+    assert "--on-failure leave" in told and "quantize_weights.exclude" in told
+    assert len(pieces(tmp_path / "w")) == 6
+    monkeypatch.undo()
+    assert content(quantized(model, samples, tmp_path / "w")) == wanted
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_site_that_fails_may_stay_in_float(count, tiny_decoder, samples, tmp_path, monkeypatch):
+    model = tiny_decoder()
+    down = next(v.const_value.shape for _, v in walk_weights(model) if v.name == "w_down0")
+    failing(monkeypatch, {(down[1], down[0])})
+    workers = Workers(count=count, backend="threads", on_failure="leave")
+    result = quantized(model, samples, tmp_path / "w", workers=workers)
+    left = [site.reason for site in result.steps[0].report.left if "failed" in site.reason]
+    assert len(left) == 2 and len(result.steps[0].report.changed) == 12
+    assert all(reason.startswith("gptq failed on it: ZeroDivisionError: a") for reason in left)
+    assert len(pieces(tmp_path / "w")) == 6  # behind it, sites saw a float weight
+    weights = {v.name: v for _, v in walk_weights(result.model)}
+    assert weights["w_down0"].const_value.dtype == ir.DataType.FLOAT
