@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=cache_folder() / "targets")
     parser.add_argument("--only", nargs="*", help="measure these models; all when not given")
     parser.add_argument("--forms", nargs="*", choices=list(FORMS), help="measure these forms only")
+    parser.add_argument("--targets", nargs="*", help="measure on these targets only")
     parser.add_argument("--finished", action="store_true", help="show what is there, measure none")
     options = parser.parse_args()
     store = options.page.with_suffix(".json")
@@ -54,18 +55,21 @@ def main() -> None:
     if not options.finished:
         for name in options.only or tasks():
             for form in options.forms or forms_of(name):
-                measure_form(name, form, options.work / name)
+                measure_form(name, form, options.work / name, options.targets)
     gather_cells(options.work, store, FORMS, ())
     options.page.write_text(targets_page(finished_cells(options.work)), encoding="utf-8")
 
 
-def measure_form(name: str, form: str, work: Path) -> None:
+def measure_form(
+    name: str, form: str, work: Path, wanted: Collection[str] | None = None
+) -> None:
     """All cells of a form of a model that are not there yet.
 
     Args:
         name: of the task.
         form: see `onnxq.models.target_cells.FORMS`.
         work: folder of the model.
+        wanted: targets to measure on; all when None.
     """
     work.mkdir(parents=True, exist_ok=True)
     targets = forms_of(name).get(form, ())
@@ -73,6 +77,7 @@ def measure_form(name: str, form: str, work: Path) -> None:
         (role, target)
         for role in task(name).built(work)
         for target in targets
+        if wanted is None or target in wanted
         if not refusal_file(work, form, role).exists()
         and not cell_file(work, form, role, target).exists()
     ]
