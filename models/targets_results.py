@@ -60,9 +60,7 @@ def main() -> None:
     options.page.write_text(targets_page(finished_cells(options.work)), encoding="utf-8")
 
 
-def measure_form(
-    name: str, form: str, work: Path, wanted: Collection[str] | None = None
-) -> None:
+def measure_form(name: str, form: str, work: Path, wanted: Collection[str] | None = None) -> None:
     """All cells of a form of a model that are not there yet.
 
     Args:

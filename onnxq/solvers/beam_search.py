@@ -34,6 +34,7 @@ from onnxq.solvers.column_order import Order
 from onnxq.solvers.coordinate_descent import damped
 from onnxq.solvers.inputs import checked_inputs, to_numpy
 from onnxq.solvers.ldlq import ldlq_points
+from onnxq.solvers.shrinkage import enough_damping
 from onnxq.solvers.statistics import Statistics
 
 __all__ = ["beam_search"]
@@ -84,6 +85,7 @@ def beam_search(
             "or gptq, which takes every format."
         )
     weight, hessian = checked_inputs("beam_search", weight, statistics)
+    damping = enough_damping(statistics, damping)
     weight, hessian = fmt.checked(to_numpy(weight)), to_numpy(hessian)
     how: dict[str, Any] = {"damping": damping, "order": order, "threads": threads}
     arrays = ldlq_points(weight, fmt, hessian, seed=seed, **how)

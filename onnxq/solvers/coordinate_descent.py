@@ -27,6 +27,7 @@ from onnxq.solvers.grids import Search, rows_per_scale
 from onnxq.solvers.inputs import checked_inputs, require_integers
 from onnxq.solvers.nearest import nearest
 from onnxq.solvers.refit_scales import refit_scales
+from onnxq.solvers.shrinkage import enough_damping
 from onnxq.solvers.statistics import Statistics
 
 __all__ = [
@@ -94,6 +95,7 @@ def coordinate_descent(
     if scales not in ("fixed", "refit"):
         raise FormatError(f"scales is {scales!r}; choose 'fixed' or 'refit'.")
     weight, hessian = checked_inputs("coordinate_descent", weight, statistics)
+    damping = enough_damping(statistics, damping)
     known = Statistics(hessian=damped(hessian, damping))
     arrays = start_from(
         start, weight, fmt, statistics, search=search, damping=damping, threads=threads

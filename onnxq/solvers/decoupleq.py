@@ -39,6 +39,7 @@ from onnxq.solvers.coordinate_descent import (
 from onnxq.solvers.grids import Search, rows_per_scale
 from onnxq.solvers.inputs import checked_inputs, require_integers
 from onnxq.solvers.refit_scales import refit_scales
+from onnxq.solvers.shrinkage import enough_damping
 from onnxq.solvers.statistics import Statistics
 
 __all__ = ["decoupleq", "fit_float_part", "refit_zeros"]
@@ -86,6 +87,7 @@ def decoupleq(
     if rounds < 0:
         raise FormatError(f"decoupleq was given {rounds} rounds; it needs 0 or more.")
     weight, hessian = checked_inputs("decoupleq", weight, statistics)
+    damping = enough_damping(statistics, damping)
     known = Statistics(hessian=damped(hessian, damping))
     arrays = start_from(
         start, weight, fmt, statistics, search=search, damping=damping, threads=threads

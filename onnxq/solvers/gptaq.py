@@ -27,6 +27,7 @@ from onnxq.solvers.gptq import GroupScales, gptq
 from onnxq.solvers.grids import Search
 from onnxq.solvers.inputs import checked_inputs
 from onnxq.solvers.objective import moved_target
+from onnxq.solvers.shrinkage import enough_damping
 from onnxq.solvers.statistics import Statistics
 
 __all__ = ["gptaq"]
@@ -71,6 +72,7 @@ def gptaq(
         FormatError: as for `gptq`, or statistics without drift.
     """
     weight, _ = checked_inputs("gptaq", weight, statistics)
+    damping = enough_damping(statistics, damping)
     target = weight
     if statistics is not None:
         target = moved_target(weight, statistics, strength=strength, damping=damping)

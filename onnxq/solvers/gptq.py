@@ -36,6 +36,7 @@ from onnxq.solvers.column_order import Order, blocks_of_groups, column_order
 from onnxq.solvers.grids import Search, choose_grid
 from onnxq.solvers.inputs import checked_inputs, require_integers, to_numpy
 from onnxq.solvers.ldlq import ldlq_points
+from onnxq.solvers.shrinkage import enough_damping
 from onnxq.solvers.statistics import Statistics
 
 __all__ = ["GroupScales", "gptq"]
@@ -84,6 +85,7 @@ def gptq(
     if group_scales not in ("static", "updated"):
         raise FormatError(f"group_scales is {group_scales!r}; choose 'static' or 'updated'.")
     weight, hessian = checked_inputs("gptq", weight, statistics)
+    damping = enough_damping(statistics, damping)
     if isinstance(fmt, VectorFormat):
         how: Any = {"damping": damping, "order": order, "threads": threads, "block": block}
         return ldlq_points(weight, fmt, hessian, seed=seed, **how)

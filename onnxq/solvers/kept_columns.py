@@ -100,7 +100,9 @@ def solve_keeping(
     known = _damped(np.asarray(hessian, np.float64))
     tried = (_without(chosen, weight, known) for chosen in _candidates(count, weight, fmt, known))
     problem = min(tried, key=lambda one: one.nearest_cost(fmt))
-    arrays = solve(problem.weight, problem.statistics)
+    arrays = solve(
+        problem.weight, dataclasses.replace(problem.statistics, weight=statistics.weight)
+    )
     error = weight - fmt.decode(arrays)
     correction = (error @ problem.prediction.T).astype(np.float32)
     return arrays, KeptColumns(problem.columns, correction)

@@ -26,6 +26,7 @@ from onnxq.solvers.coordinate_descent import Start, damped
 from onnxq.solvers.gptq import gptq
 from onnxq.solvers.inputs import checked_inputs, to_numpy
 from onnxq.solvers.nearest import nearest
+from onnxq.solvers.shrinkage import enough_damping
 from onnxq.solvers.statistics import Statistics
 
 __all__ = ["lnq"]
@@ -72,6 +73,7 @@ def lnq(
     """
     _check(fmt, start, rounds, sweeps)
     weight, hessian = checked_inputs("lnq", weight, statistics)
+    damping = enough_damping(statistics, damping)
     if start == "gptq":
         arrays = gptq(weight, fmt, statistics, damping=damping, threads=threads)
     else:
