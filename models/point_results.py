@@ -41,7 +41,7 @@ __all__ = [
 ROTATED: tuple[Row, ...] = (
     *ROTATE,
     ("rotate_heads", {"rotate_cache": True}),
-    ("insert_online_hadamard", {"which": ("r4",)}),
+    ("insert_online_hadamard", {"which": ("r4", "rest")}),
 )
 """What comes before rounding."""
 
@@ -49,9 +49,7 @@ _GPTQ = (
     "int4_g128_asym_f16",
     "int3_g128_asym_f16",
     "int2_g64_asym_f16",
-    "trellis4_1mad_l15",
     "trellis4_hyb_l13",
-    "trellis3_1mad_l14",
     "trellis3_hyb_l12",
     "trellis2.5_hyb_l12",
     "trellis2_hyb_l12",

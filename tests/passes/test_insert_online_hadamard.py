@@ -128,6 +128,35 @@ def test_what_others_read_is_left_alone(build, judge):
     judge(model, InsertOnlineHadamard(), {"x": draw(3, 16)})
 
 
+READ = """
+g (float[n, 32] x) => (float[n, 8] y, float[n, 8] z, float[n, 8] v, float[n, 32] seen) {
+    seen = Tanh(x)
+    y = MatMul(seen, w_key)
+    z = Gemm<transB = 1>(seen, w_value)
+    v = MatMul(seen, w_plain)
+}
+"""
+
+
+def test_the_rest_are_layers_whose_rows_have_outliers(build, judge):
+    def spiky(*shape, axis):
+        far = np.ones(32, np.float32)
+        far[3] = 30
+        return draw(*shape) * np.expand_dims(far, 1 - axis)
+
+    weights = {"w_key": spiky(32, 8, axis=0), "w_value": spiky(8, 32, axis=1)}
+    model = build(READ, **weights, w_plain=draw(32, 8))
+    report = judge(model, InsertOnlineHadamard(which=("rest",)), {"x": draw(5, 32)})
+    assert [row.site for row in report.changed] == ["MatMul_1", "Gemm_2"]
+    (node,) = hadamards(model)  # shared by both, and not by the one without outliers
+    assert len(node.outputs[0].uses()) == 2
+    for name in weights:
+        turned = read_weight(model.graph.initializers[name])
+        assert np.abs(turned).max() < 0.5 * np.abs(weights[name]).max()
+    again = InsertOnlineHadamard(which=("rest",)).call(model, Context())
+    assert not again.modified
+
+
 def test_names_choose_the_sites(build):
     def fresh():
         return build(PLAIN, w_up=draw(16, 24), w_down=draw(24, 8))
@@ -150,7 +179,7 @@ def test_a_second_run_says_that_it_is_done(build):
 def test_refusals_of_the_whole_pass(build):
     model = build(PLAIN, w_up=draw(16, 24), w_down=draw(24, 8))
     for which in ((), ("r2",)):
-        with pytest.raises(RecipeError, match="give 'r3', 'r4' or both"):
+        with pytest.raises(RecipeError, match="give some of 'r3', 'r4' and 'rest'"):
             InsertOnlineHadamard(which=which).requires(model)
     mark_stage(model, Stage.CALIBRATED)
     with pytest.raises(UnsupportedGraph, match="this model is already CALIBRATED"):
