@@ -62,9 +62,9 @@ class InsertOnlineHadamard(FloatTransform):
 
     Matches: MatMul and Gemm that end a feed-forward block, plain or gated; the queries and keys
         of Attention, MultiHeadAttention and GroupQueryAttention (whose rotary embedding is taken
-        out of it, into nodes of its own), and of attention written out as MatMul and Softmax; for ``rest``
-        any other MatMul and Gemm whose weight has rows with a mean kurtosis above 4, such as what
-        reads an output of the model, which cannot be rotated.
+        out of it, into nodes of its own), and of attention written out as MatMul and Softmax. For
+        ``rest`` any other MatMul and Gemm whose weight has rows with a mean kurtosis above 4, such
+        as what reads an output of the model, which cannot be rotated.
     Writes: ``onnxq.Hadamard`` nodes with the function that defines them; the weight behind a
         rotated MLP activation, multiplied by Hᵀ.
     Leaves: weights that are shared, computed or quantized; activations that are rotated already,
