@@ -43,7 +43,7 @@ class Workers:
         threads: of all of them together, and of this process while they rest; None takes the cores
             of this machine, of a cluster one for each.
         backend: ``processes`` and ``threads`` of this machine; ``ray`` and ``dask``: a cluster.
-        address: of the cluster; None starts or finds one here.
+        address: of the cluster; None starts one here.
         on_failure: whether a run stops at a piece that fails, or leaves it and goes on.
     """
 
@@ -204,16 +204,29 @@ def _cluster(backend: str, address: str | None, count: int) -> Any:
         ray = _module("ray", "Workers of Ray")
         _module("ray.util.joblib", "Workers of Ray").register_ray()
         if not ray.is_initialized():
-            here = {} if address else {"num_cpus": count}
-            ray.init(address=address, log_to_driver=False, configure_logging=False, **here)
+            here = {} if address else {"address": "local", "num_cpus": count}
+            try:
+                quiet = {"log_to_driver": False, "configure_logging": False}
+                ray.init(**{"address": address, **quiet, **here})
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise _no_cluster("Ray", address, error) from error
     else:
         client = _module("dask.distributed", "Workers of Dask").Client
-        if address:
-            client(address)
-        else:
-            client(n_workers=count, threads_per_worker=1)
+        new = {"n_workers": count, "threads_per_worker": 1}
+        try:
+            client(**({"address": address} if address else new))
+        except (OSError, ValueError) as error:
+            raise _no_cluster("Dask", address, error) from error
     with joblib.parallel_config(backend, n_jobs=count):
         return joblib.Parallel().__enter__()
+
+
+def _no_cluster(name: str, address: str | None, error: Exception) -> WorkerError:
+    where = f"at {address!r}" if address else "on this machine"
+    return WorkerError(
+        f"The {name} cluster {where} cannot be joined: {error}. Check --address, that its nodes "
+        "have the same Python and packages, and that this machine may talk to it."
+    )
 
 
 def _module(name: str, purpose: str) -> Any:

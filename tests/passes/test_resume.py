@@ -1,11 +1,9 @@
 """The command line, killed and started again: the same bytes, and nothing left behind."""
 
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,6 +15,8 @@ from onnxq.errors import UsageError
 from onnxq.graph import save
 from onnxq.runtime.work_folder import WorkFolder
 from onnxq.working import work_beside
+from tests import killed_runs
+from tests.killed_runs import finish, killed_after, model_bytes
 
 SETTINGS = ["--set", "quantize_weights.solver=gptq", "--no-check"]
 
@@ -33,38 +33,8 @@ def given(tiny_decoder, tmp_path):
 
 
 def start(given, out, *more, data="data"):
-    code = "from onnxq.cli import main; main()"
-    what = ["-r", "int4", "--data", str(given / data), "-o", str(out)]
-    arguments = ["quantize", str(given / "model.onnx"), *what, *SETTINGS, *more]
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        cwd=given,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "COLUMNS": "200"},
-    )
-
-
-def finish(process):
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
-
-
-def bytes_of(folder):
-    return {file.name: file.read_bytes() for file in folder.glob("model.onnx*")}
-
-
-def killed_after(pieces, process, folder):
-    """Kill the process once so many pieces are there; False when it was done before."""
-    while process.poll() is None:
-        if len(list(folder.glob("pieces/*/*.npz"))) >= pieces:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            return True
-        time.sleep(0.002)
-    process.communicate()
-    return False
+    what = ["-r", "int4", "--data", given / data, "-o", out, *SETTINGS]
+    return killed_runs.start("quantize", given / "model.onnx", *what, *more)
 
 
 @pytest.mark.slow
@@ -74,7 +44,7 @@ def test_killed_and_started_again_gives_the_same_bytes(given):
     assert killed_after(6, start(given, out), given / "out.work")
     assert not out.exists()
     finish(start(given, out))
-    assert bytes_of(out) == bytes_of(given / "whole")
+    assert model_bytes(out) == model_bytes(given / "whole")
     steps = json.loads((out / "onnxq.json").read_text())["steps"]
     notes = [note for step in steps for note in step["notes"]]
     assert any("of 21 sites were solved in an earlier run" in note for note in notes)
@@ -136,4 +106,4 @@ def test_twenty_kills_at_random_moments(given):
             kills += 1
         process.communicate()
     finish(start(given, out, "--work", str(given / "w")))
-    assert bytes_of(out) == bytes_of(given / "whole")
+    assert model_bytes(out) == model_bytes(given / "whole")
