@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from onnxq.graph import save
+from onnxq.runtime.work_folder import WorkFolder
 from tests.killed_runs import finish, model_bytes, start
 
 pytestmark = pytest.mark.slow
@@ -99,11 +100,10 @@ def test_a_place_that_cannot_be_written(given):
 
 
 def test_two_runs_in_one_folder(given):
-    first = quantizing(given, given / "out")
-    while not (given / "out.work" / ".lock").exists():
-        assert first.poll() is None
-    second = quantizing(given, given / "out")
-    _, said = second.communicate(timeout=600)
-    finish(first)
-    assert second.returncode == 1 and "Another run" in said and "Traceback" not in said
+    with WorkFolder(given / "out.work"):  # as a run that is at work holds it
+        second = quantizing(given, given / "out")
+        _, said = second.communicate(timeout=600)
+        assert second.returncode == 1 and "Another run" in said and "Traceback" not in said
+        assert not (given / "out").exists()
+    finish(quantizing(given, given / "out"))
     assert model_bytes(given / "out") == model_bytes(given / "whole")
