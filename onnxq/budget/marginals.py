@@ -1,8 +1,8 @@
 """The measure ``marginal``: losses corrected by what every site adds when all are rounded.
 
 Second-order predictions are made at the float model and for one site alone. Here all sites are
-rounded at once, to one format everywhere, and one backward pass gives what each adds to the loss
-that there is (`onnxq.learning.site_marginals`). The losses of a site are multiplied by
+rounded at once, to integers that are quickly found, and one backward pass gives what each adds to
+the loss that there is (`onnxq.learning.site_marginals`). The losses of a site are multiplied by
 
     κ = what it adds there / what ``fisher`` says of it there.
 
@@ -23,18 +23,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.budget.account import uniform_mixes
-from onnxq.budget.menu import FLOAT, SiteMenu, rounded_weights
-from onnxq.budget.plan import Problem, option_of
+from onnxq.budget.menu import rounded_weights
 from onnxq.evaluate.output_loss import Kind, OutputLoss
 from onnxq.graph.sites import Site
 from onnxq.passes.base import Progress, Samples
 from onnxq.passes.quantize_weights import QuantizeWeights
 
-__all__ = ["marginal_factors", "probe_of"]
+__all__ = ["PROBES", "marginal_factors", "probe_of"]
 
 Array = np.ndarray[Any, Any]
 
+PROBES = ("int2_g64", "int3_g64", "int4_g64", "int6_g64")
+"""Formats that are quickly solved, the smallest first; none need be in the menu."""
 _PROBED = {"vectors": 0.05, "scores": 0.5, "next_token": 0.5}
 """The most that the probe is predicted to lose, by kind of the loss: a share, or nats. Beyond it
 outputs that are wrong anyway can hardly become worse."""
@@ -46,26 +46,15 @@ _LEAST, _MOST = 0.25, 4.0
 _DIGITS = re.compile(r"\d+")
 
 
-def probe_of(problem: Problem, kind: Kind) -> dict[str, str]:
-    """The format of every site that losses are measured in: the least within a predicted loss.
+def probe_of(losses: Sequence[Mapping[str, float]], kind: Kind) -> str:
+    """The format that all sites are rounded to: the smallest within a predicted loss.
 
     Args:
-        problem: menus with the losses that are to be corrected.
+        losses: of every site, by format, `PROBES` among them.
         kind: of the loss.
-
-    Returns:
-        By name of the site; a single format as far as menus have it.
     """
-    mixes = sorted(uniform_mixes(problem).values(), key=lambda mix: mix.nbytes)
-    mixes = [mix for mix in mixes if set(mix.formats.values()) != {FLOAT}]
-    fitting = [mix for mix in mixes if mix.loss <= _PROBED[kind]]
-    if mixes:
-        return dict((fitting or mixes[-1:])[0].formats)
-    middle = {}
-    for menu in problem.menus:
-        ordered = sorted(menu.options, key=lambda option: option.nbytes)
-        middle[menu.site] = ordered[(len(ordered) - 1) // 2].format
-    return middle
+    fitting = [n for n in PROBES if sum(one[n] for one in losses) <= _PROBED[kind]]
+    return (*fitting, PROBES[-1])[0]
 
 
 def marginal_factors(
@@ -73,8 +62,8 @@ def marginal_factors(
     samples: Samples,
     few: Sequence[Mapping[str, Array]],
     sites: Sequence[Site],
-    menus: Sequence[SiteMenu],
-    probe: Mapping[str, str],
+    told: Mapping[str, float],
+    probe: str,
     loss: OutputLoss,
     step: QuantizeWeights,
     progress: Progress,
@@ -86,8 +75,8 @@ def marginal_factors(
         samples: calibration inputs, for the solver.
         few: those that gradients are taken on.
         sites: that are rounded.
-        menus: of all of them, with the losses that are to be corrected.
-        probe: a format for every site.
+        told: what is predicted of the probe at each of them.
+        probe: a format.
         loss: what the model is judged by.
         step: the pass that will quantize: its solver and options are used.
         progress: called as work proceeds.
@@ -97,8 +86,8 @@ def marginal_factors(
     """
     from onnxq.learning.site_marginals import site_marginals
 
-    rounded = rounded_weights(model, samples, probe, sites, step, progress)
-    told = {menu.site: option_of(menu, probe[menu.site]).loss for menu in menus}
+    mix = dict.fromkeys(told, probe)
+    rounded = rounded_weights(model, samples, mix, sites, step, progress)
     found = site_marginals(model, few, sites, rounded, loss, progress=progress)
     names = [name for name in found.halves if told.get(name, 0.0) > 0.0]
     added = np.array([found.halves[name] for name in names]).reshape(len(names), -1)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.budget.cache import LossCache, fingerprint
-from onnxq.budget.marginals import marginal_factors, probe_of
+from onnxq.budget.marginals import PROBES, marginal_factors, probe_of
 from onnxq.budget.menu import SiteMenu, measure_losses
 from onnxq.budget.plan import Problem
 from onnxq.budget.sensitivity import site_costs
@@ -65,33 +65,36 @@ class Measuring:
         # What is corrected afterwards is what ``fisher`` says.
         cache = self._cache("fisher" if measure == "marginal" else measure, sites)
         known = cache.known()
+        more = PROBES if measure == "marginal" else ()
         missing = {
-            site.name: [f for f in menus[site.name].formats if f not in known.get(site.name, {})]
+            site.name: [
+                name
+                for name in (*menus[site.name].formats, *more)
+                if name not in known.get(site.name, {})
+            ]
             for site in sites
         }
         # A site that no gradient reaches has an entry without formats.
         asked = [s for s in sites if known.get(s.name, {"": 0.0}) and missing[s.name]]
         if asked:
-            self._measure(asked, menus, missing, measure, cache)
+            self._measure(asked, missing, measure, cache)
             known = cache.known()
         return {name: _with_losses(menu, known.get(name, {})) for name, menu in menus.items()}
 
     def corrected(self, sites: Sequence[Site], problem: Problem) -> Problem:
         """The problem with losses as `onnxq.budget.marginals` corrects them."""
-        probe = probe_of(problem, self.loss.kind)
-        # A site whose losses no gradient tells has one option left.
-        able = {menu.site for menu in problem.menus if len(menu.options) > 1}
-        menus = [menu for menu in problem.menus if menu.site in able]
-        sites = [site for site in sites if site.name in able]
-        cache = self._cache("marginal", sites, probe={name: probe[name] for name in sorted(able)})
+        told = self._cache("fisher", sites).known()
+        able = [site for site in sites if told.get(site.name)]  # not where no gradient reaches
+        probe = probe_of([told[site.name] for site in able], self.loss.kind)
+        cache = self._cache("marginal", sites, probe=probe)
         known = cache.known()
         if not known and self._seen is not None:
             found = marginal_factors(
                 self.model,
                 self._seen,
                 self._few(_MORE),
-                sites,
-                menus,
+                able,
+                {site.name: told[site.name][probe] for site in able},
                 probe,
                 self.loss,
                 self.step,
@@ -109,7 +112,6 @@ class Measuring:
     def _measure(
         self,
         sites: Sequence[Site],
-        menus: Mapping[str, SiteMenu],
         missing: Mapping[str, Sequence[str]],
         measure: str,
         cache: LossCache,
@@ -121,11 +123,9 @@ class Measuring:
         )
         cache.keep({site.name: {} for site in sites if site.name not in costs})
         able = [site for site in sites if site.name in costs]
-        wanted = {site.name: _only(menus[site.name], missing[site.name]) for site in able}
-        losses = measure_losses(
-            self.model, self._seen, wanted, able, costs, self.step, self.progress
+        cache.keep(
+            measure_losses(self.model, self._seen, missing, able, costs, self.step, self.progress)
         )
-        cache.keep(losses)
 
     @functools.cached_property
     def _seen(self) -> list[Mapping[str, np.ndarray]] | None:
@@ -162,12 +162,6 @@ class Measuring:
             **more,
         }
         return LossCache(fingerprint(self.model, self._seen, about))
-
-
-def _only(menu: SiteMenu, formats: Sequence[str]) -> SiteMenu:
-    return dataclasses.replace(
-        menu, options=tuple(option for option in menu.options if option.format in formats)
-    )
 
 
 def _with_losses(menu: SiteMenu, losses: Mapping[str, float]) -> SiteMenu:

@@ -3,7 +3,7 @@
 The loss of a site in a format is that of the codes that the solver of the recipe chooses, on the
 statistics of the float model, under the cost that sensitivity gave the site (`onnxq.budget.cost`).
 Rows are rounded independently of one another but for what few formats share among them, so of large
-weights an eighth of the rows tells what all of them will do.
+weights a few rows tell what all of them will do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onnxq.calibration.samples import Samples
 from onnxq.calibration.site_statistics import unreachable_sites, walk_sites
 from onnxq.calibration.token_weights import parse_token_weights
 from onnxq.errors import FormatError
-from onnxq.formats import Format, parse_format
+from onnxq.formats import Format, IntFormat, parse_format
 from onnxq.graph.orientation import to_rows
 from onnxq.graph.sites import Site
 from onnxq.graph.weights import weight_tensor
@@ -40,8 +40,10 @@ Progress = Callable[[str, int, int], None]
 FLOAT = "float"
 """In a menu: the weight as it is."""
 
-_LEAST_ROWS = 64
-_PART = 8
+_OF_TABLES = ("beam_search", "lnq")
+"""Solvers that take no integers; those that sensitivity is measured in are by GPTQ then."""
+_LEAST_ROWS = 32
+_PART = 32
 _RUN = 16
 """Rows that lie side by side in a sample of rows: trellises round so many together."""
 
@@ -116,22 +118,22 @@ def options_of(site: Site, formats: Sequence[str], write: str) -> tuple[Option, 
 def measure_losses(
     model: ir.Model,
     samples: Iterable[Mapping[str, Array]] | None,
-    menus: Mapping[str, SiteMenu],
+    formats: Mapping[str, Sequence[str]],
     sites: Sequence[Site],
     costs: Mapping[str, SiteCost],
     step: QuantizeWeights,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
-    """The loss of every option of every site.
+    """The loss of every format of every site.
 
     Args:
         model: the float model as the quantizing pass will find it; left as it is.
         samples: calibration inputs; None where neither solver nor costs need any.
-        menus: by name of the site.
-        sites: those of ``model`` that have a menu.
+        formats: by name of the site.
+        sites: those of ``model`` that are looked at.
         costs: by name of the site.
         step: the pass that will quantize: its solver and options are used.
-        progress: called with (site, sites done, sites).
+        progress: called with (what, sites done, sites).
 
     Returns:
         By name of the site, by name of the format.
@@ -143,7 +145,7 @@ def measure_losses(
         if progress is not None:
             progress("menu of formats", len(losses), len(sites))
         rows = to_rows(site, weight_tensor(weight_of(site)).numpy())
-        known = rounding.losses(rows, statistics, costs[site.name], menus[site.name].formats)
+        known = rounding.losses(rows, statistics, costs[site.name], formats[site.name])
         losses[site.name] = {FLOAT: 0.0, **known}
 
     needs_data = rounding.needs_data or any(c.form == "hessian" for c in costs.values())
@@ -167,7 +169,7 @@ def rounded_weights(
         mix: a format by name of the site.
         sites: those of ``model`` that are rounded; one in float is left out.
         step: the pass that will quantize: its solver and options are used.
-        progress: called with (site, sites done, sites).
+        progress: called with (what, sites done, sites).
 
     Returns:
         By name of the site, float32 ``[rows, columns]``.
@@ -260,6 +262,8 @@ class _Rounding:
 
     def _decoded(self, part: Array, fmt: Format, known: Statistics | None) -> Array:
         name, options = self._name, self._options
+        if isinstance(fmt, IntFormat) and name in _OF_TABLES:
+            name, options = "gptq", {}
         if known is None:
             name, options = "nearest", {}
         arrays = solver(name).solve(part, fmt, known, seed=self._step.seed, **options)
@@ -268,7 +272,7 @@ class _Rounding:
 
 
 def _some_rows(count: int) -> Array:
-    """An eighth of the rows, at least 64, in runs of 16 spread evenly."""
+    """A 32nd of the rows, at least 32, in runs of 16 spread evenly."""
     wanted = max(_LEAST_ROWS, count // _PART)
     runs = -(-wanted // _RUN)
     if runs * _RUN * 2 > count:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxq.budget.marginals import _predicted, probe_of
+from onnxq.budget.marginals import PROBES, _predicted, probe_of
 from onnxq.budget.menu import rounded_weights
 from onnxq.budget.plan import solution_of
 from onnxq.budget.policy import load_policy
@@ -53,16 +53,13 @@ def _measured(mix):
     return LossMeter(model, SAMPLES, find_output_loss(model)).excess(changed)
 
 
-def test_the_probe_is_the_smallest_format_that_may_be_lost(problems):
-    probe = probe_of(problems["fisher"], "vectors")
-    (name,) = set(probe.values())
-    smaller = MENU[MENU.index(name.partition("_")[0]) - 1]
-    losses = {
-        fmt: solution_of(problems["fisher"], dict.fromkeys(SITES, fmt), 0.0).loss
-        for fmt in problems["fisher"].menus[0].formats
-    }
-    assert losses[name] <= 0.05
-    assert smaller == MENU[-1] or losses[f"{smaller}_channel"] > 0.05
+def test_the_probe_is_the_smallest_format_that_may_be_lost():
+    def losses(*values):
+        return [dict(zip(PROBES, (v / 2 for v in values), strict=True))] * 2
+
+    assert probe_of(losses(3.0, 0.4, 0.1, 0.01), "next_token") == "int3_g64"
+    assert probe_of(losses(3.0, 0.4, 0.04, 0.01), "vectors") == "int4_g64"
+    assert probe_of(losses(3.0, 2.0, 1.5, 1.0), "scores") == "int6_g64"
 
 
 def test_a_mix_loses_what_is_told_of_it(problems):
