@@ -2,7 +2,7 @@
 
 Second-order predictions are made at the float model and for one site alone. Here all sites are
 rounded at once, to integers that are quickly found, and one backward pass gives what each adds to
-the loss that there is (`onnxq.learning.site_marginals`). The losses of a site are multiplied by
+the loss that there is (`onnxq.learning.site_marginals`), on samples the solver has not seen. The losses of a site are multiplied by
 
     κ = what it adds there / what ``fisher`` says of it there.
 
@@ -73,7 +73,7 @@ def marginal_factors(
     Args:
         model: the float model as the quantizing pass will find it; left as it is.
         samples: calibration inputs, for the solver.
-        few: those that gradients are taken on.
+        few: others, that gradients are taken on.
         sites: that are rounded.
         told: what is predicted of the probe at each of them.
         probe: a format.

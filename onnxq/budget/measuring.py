@@ -27,7 +27,8 @@ __all__ = ["Measuring"]
 _TOKENS, _SAMPLES = 2048, 16
 """Of the samples that gradients are taken on, at most so many tokens and samples."""
 _MORE = 2
-"""Times as many for what is measured in the place of a mix: there a sample is one number a site."""
+"""Times as many, but half of all at most, for what is measured where all sites are rounded: there a
+sample is one number a site. The solver does not see them: what it fits to its own would not count."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +90,12 @@ class Measuring:
         cache = self._cache("marginal", sites, probe=probe)
         known = cache.known()
         if not known and self._seen is not None:
+            few = self._few(_MORE, most=len(self._seen) // 2)
+            rest = [one for one in self._seen if not any(one is other for other in few)]
             found = marginal_factors(
                 self.model,
-                self._seen,
-                self._few(_MORE),
+                rest or self._seen,
+                few,
                 able,
                 {site.name: told[site.name][probe] for site in able},
                 probe,
@@ -133,10 +136,10 @@ class Measuring:
             return None
         return list(itertools.islice(iter(self.samples), self.step.samples))
 
-    def _few(self, times: int = 1) -> list[Mapping[str, np.ndarray]]:
+    def _few(self, times: int = 1, most: int | None = None) -> list[Mapping[str, np.ndarray]]:
         """Samples for gradients, spread over all: so many tokens, and at least one sample."""
         samples = self._seen or []
-        count = min(times * _SAMPLES, len(samples))
+        count = min(times * _SAMPLES, len(samples) if most is None else max(most, 1))
         spread = np.linspace(0, len(samples) - 1, count).round().astype(int)
         found: list[Mapping[str, np.ndarray]] = []
         tokens = 0
