@@ -27,7 +27,7 @@ __all__ = ["Measuring"]
 _TOKENS, _SAMPLES = 2048, 16
 """Of the samples that gradients are taken on, at most so many tokens and samples."""
 _MORE = 2
-"""Times as many, but half of all at most, for what is measured where all sites are rounded: there a
+"""Times as many, but a quarter of all at most, for what is measured where all sites are rounded: there a
 sample is one number a site. The solver does not see them: what it fits to its own would not count."""
 
 
@@ -90,7 +90,7 @@ class Measuring:
         cache = self._cache("marginal", sites, probe=probe)
         known = cache.known()
         if not known and self._seen is not None:
-            few = self._few(_MORE, most=len(self._seen) // 2)
+            few = self._few(_MORE, most=len(self._seen) // 4)
             rest = [one for one in self._seen if not any(one is other for other in few)]
             found = marginal_factors(
                 self.model,

@@ -84,8 +84,10 @@ def test_every_measure_gives_a_mix_and_those_in_units_agree(model):
         assert done.budget["reached"]["bits"] <= 4
         assert done.budget["measure"] == measure
         losses[measure] = done.budget["uniform"][0]["loss"]
-    for measure in ("marginal", "noise", "kl"):
+    for measure in ("noise", "kl"):
         assert losses[measure] == pytest.approx(losses["fisher"], rel=0.25)
+    # What the solver fits to a few samples does not help others.
+    assert losses["marginal"] > 1.2 * losses["fisher"]
 
 
 def test_a_second_budget_measures_nothing_again(model, monkeypatch):
