@@ -87,7 +87,7 @@ def test_every_measure_gives_a_mix_and_those_in_units_agree(model):
     for measure in ("noise", "kl"):
         assert losses[measure] == pytest.approx(losses["fisher"], rel=0.25)
     # What the solver fits to a few samples does not help others.
-    assert losses["marginal"] > 1.2 * losses["fisher"]
+    assert losses["marginal"] > losses["fisher"]
 
 
 def test_a_second_budget_measures_nothing_again(model, monkeypatch):
