@@ -2,7 +2,8 @@
 
 Second-order predictions are made at the float model and for one site alone. Here all sites are
 rounded at once, to integers that are quickly found, and one backward pass gives what each adds to
-the loss that there is (`onnxq.learning.site_marginals`), on samples the solver has not seen. The losses of a site are multiplied by
+the loss that there is (`onnxq.learning.site_marginals`), on samples the solver has not seen. The
+losses of a site are multiplied by
 
     κ = what it adds there / what ``fisher`` says of it there.
 
