@@ -28,8 +28,8 @@ _TOKENS, _SAMPLES = 2048, 16
 """Of the samples that gradients are taken on, at most so many tokens and samples."""
 _MORE = 2
 """Times as many, but a quarter of all at most, for what is measured where all sites are rounded:
-there a sample is one number a site. The solver does not see them, as what it fits to its own samples
-helps no others."""
+there a sample is one number a site. The solver does not see them, as what it fits to its own
+samples helps no others."""
 
 
 @dataclasses.dataclass(frozen=True)
