@@ -11,10 +11,22 @@ from onnxq.budget.menu import Option, SiteMenu
 from onnxq.budget.request import Request
 from onnxq.errors import BudgetError
 
-__all__ = ["Problem", "Solution", "option_of", "smallest_mix", "solution_of", "solve"]
+__all__ = [
+    "Problem",
+    "Solution",
+    "fastest_mix",
+    "option_of",
+    "retimed",
+    "smallest_mix",
+    "solution_of",
+    "solve",
+]
 
 _GRAIN = 10**9
 """Parts of the allowed loss that a loss is counted in, rounded up."""
+_APART, _FACTOR = 0.1, 4.0
+"""How much faster than float the operators of a mix must be to tell how fast they all are, and the
+most that this may change."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +41,7 @@ class Problem:
         fixed_bytes: of the files beside the weights of these sites.
         sure_bytes: of those, what is no guess: other weights.
         fixed_ms: of a run beside these sites; None when not measured.
+        float_ms: of a run of the float model.
         loss_name: of the loss and its unit.
         measure: how sensitivity was found.
     """
@@ -39,6 +52,7 @@ class Problem:
     fixed_bytes: int = 0
     sure_bytes: int = 0
     fixed_ms: float | None = None
+    float_ms: float | None = None
     loss_name: str = ""
     measure: str = ""
 
@@ -108,6 +122,42 @@ def smallest_mix(problem: Problem) -> int:
         for options in _joined(problem)
     ]
     return smallest(sizes) + problem.fixed_bytes
+
+
+def fastest_mix(problem: Problem) -> float:
+    """Milliseconds of a run of the fastest mix, rounded up as those of a budget are."""
+    times = [
+        [[_nanoseconds(problem, option)] for option in options] for options in _joined(problem)
+    ]
+    return (smallest(times) + 1) / 1e6 + (problem.fixed_ms or 0.0)
+
+
+def retimed(problem: Problem, solution: Solution, mix_ms: float, float_ms: float) -> Problem:
+    """The problem as a run of a mix and one of the float model, measured in turn, correct it.
+
+    An operator alone is faster than among others, and less so on a busy machine: the two times give
+    the rest of a run and one factor for all operators.
+    """
+    fixed = problem.fixed_ms or 0.0
+    mixed = (solution.latency_ms or 0.0) - fixed
+    exact = (problem.float_ms or 0.0) - fixed
+    factor = 1.0
+    if abs(exact - mixed) > _APART * exact:
+        factor = min(max((float_ms - mix_ms) / (exact - mixed), 1 / _FACTOR), _FACTOR)
+    menus = tuple(
+        dataclasses.replace(
+            menu,
+            options=tuple(
+                dataclasses.replace(option, latency_us=factor * (option.latency_us or 0.0))
+                for option in menu.options
+            ),
+        )
+        for menu in problem.menus
+    )
+    fixed = max(0.0, mix_ms - factor * mixed)
+    return dataclasses.replace(
+        problem, menus=menus, fixed_ms=fixed, float_ms=fixed + factor * exact
+    )
 
 
 def _joined(problem: Problem) -> list[list[Mapping[int, int]]]:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxq.budget.latency_table import site_latencies
 from onnxq.budget.measuring import Measuring
-from onnxq.budget.menu import SiteMenu, options_of
+from onnxq.budget.menu import FLOAT, SiteMenu, options_of
 from onnxq.budget.plan import Problem
 from onnxq.budget.policy import Policy, matched, together
 from onnxq.budget.request import Request
@@ -85,9 +85,9 @@ def planned(
     choosing = [site for site in sites if len(menus[site.name].options) > 1]
     how = Measuring(model, named, loss, samples, progress)
     menus = how.with_losses(choosing, menus, measure)
-    fixed_ms = None
+    fixed_ms = float_ms = None
     if request.latency_ms is not None:
-        menus, fixed_ms = _with_latencies(model, named, sites, menus, samples, progress)
+        menus, fixed_ms, float_ms = _with_latencies(model, named, sites, menus, samples, progress)
     sure = _other_bytes(model, named, sites)
     problem = Problem(
         menus=tuple(menus[site.name] for site in sites),
@@ -96,6 +96,7 @@ def planned(
         fixed_bytes=sure + _guessed_bytes(model, sites, sure),
         sure_bytes=sure,
         fixed_ms=fixed_ms,
+        float_ms=float_ms,
         loss_name=loss.unit if measure in IN_UNITS else f"{measure}: relative, for ranking only",
         measure=measure,
     )
@@ -153,7 +154,8 @@ def _with_latencies(
     menus: Mapping[str, SiteMenu],
     samples: Samples | None,
     progress: Progress,
-) -> tuple[dict[str, SiteMenu], float]:
+) -> tuple[dict[str, SiteMenu], float, float]:
+    """The menus with latencies; milliseconds of the rest of a run, and of a float run."""
     if samples is None:
         raise CalibrationError(
             "A budget of latency is measured on the first sample, and there is none: give inputs "
@@ -161,7 +163,8 @@ def _with_latencies(
         )
     sample = next(iter(samples))
     plain = [site for site in sites if not site.path]
-    times, rest = site_latencies(model, sample, plain, menus, step, progress=progress)
+    times, whole = site_latencies(model, sample, plain, menus, step, progress=progress)
+    rest = max(0.0, whole - sum(one[FLOAT] for one in times.values()) / 1e3)
     timed = {
         name: dataclasses.replace(
             menu,
@@ -172,7 +175,7 @@ def _with_latencies(
         )
         for name, menu in menus.items()
     }
-    return timed, rest
+    return timed, rest, whole
 
 
 def _other_bytes(model: ir.Model, step: QuantizeWeights, sites: Sequence[Site]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.budget.account import account_of
-from onnxq.budget.plan import Problem, Solution, smallest_mix, solve
+from onnxq.budget.plan import Problem, Solution, fastest_mix, retimed, smallest_mix, solve
 from onnxq.budget.policy import Policy
 from onnxq.budget.problem import PlannedModel, planned
 from onnxq.budget.request import Request
@@ -34,7 +35,8 @@ from onnxq.passes.runner import Check, RecipeResult, run_recipe
 __all__ = ["BudgetedRun", "quantize_to_budget"]
 
 _TRIES = 4
-_LATENCY_SLACK = 1.0
+_ENOUGH = 0.9
+"""Of a budget of latency that a mix should use: below, the plan is corrected once more."""
 _ROUNDS = 20
 
 
@@ -112,7 +114,7 @@ def quantize_to_budget(
         mixed = with_mix(plan.step, formats)
         return run_recipe(first.model, dataclasses.replace(recipe, steps=(mixed, *rest)), **how)
 
-    trial = _best(plan, request, run, meter, samples)
+    trial = _best(plan, request, run, first.model, meter, samples)
     steps = (*first.steps, *trial.result.steps)
     made = dataclasses.replace(recipe, steps=tuple(one.step for one in steps))
     return BudgetedRun(
@@ -141,6 +143,7 @@ def _best(
     plan: PlannedModel,
     request: Request,
     run: Any,
+    model: ir.Model,
     meter: LossMeter | None,
     samples: Samples | None,
 ) -> _Trial:
@@ -148,35 +151,47 @@ def _best(
     problem, target = plan.problem, request.allowed_loss(plan.loss.kind)
     allowed, trials = target, list[_Trial]()
     for _ in range(_TRIES):
-        solution = _solved(problem, request, allowed, is_first=not trials)
+        try:
+            solution = _solved(problem, request, allowed, is_first=not trials)
+        except BudgetError:
+            if not any(trial.fits for trial in trials):
+                raise
+            break
         if trials and solution.formats == trials[-1].solution.formats:
             break
-        trial = _tried(plan, problem, request, solution, run(solution.formats), meter, samples)
+        result = run(solution.formats)
+        trial = _tried(plan, problem, request, solution, result, model, meter, samples)
         trials.append(trial)
         if target is not None and meter is not None:
             found = trial.reached["measured_loss"]
             if found <= target:
                 break
             allowed = (allowed or target) * max(0.1, 0.95 * target / found)
-        elif trial.fits:
+        elif trial.fits and trial.reached.get("latency_ms", math.inf) >= _ENOUGH * (
+            request.latency_ms or 0.0
+        ):
             break
         problem = trial.problem
     fitting = [one for one in trials if one.fits]
     if not fitting:
         raise BudgetError(_missed(request, trials[-1]))
+    if request.latency_ms is not None:
+        return min(fitting, key=lambda one: one.solution.loss)
     return fitting[-1]
 
 
 def _solved(
     problem: Problem, request: Request, allowed: float | None, *, is_first: bool
 ) -> Solution:
-    """The best mix; what is only guessed of a file does not refuse a size before it is written."""
+    """The best mix; what is only guessed refuses no size or time before it is measured."""
     try:
         return solve(problem, request, allowed_loss=allowed)
     except BudgetError:
-        if request.size is None:
+        if request.size is None and (request.latency_ms is None or not is_first):
             raise
     if is_first:
+        if request.latency_ms is not None:
+            request = dataclasses.replace(request, latency_ms=fastest_mix(problem))
         return solve(dataclasses.replace(problem, fixed_bytes=problem.sure_bytes), request)
     # What a file holds beside weights differs from mix to mix: the smallest has the last word.
     return solve(problem, dataclasses.replace(request, size=smallest_mix(problem)))
@@ -188,6 +203,7 @@ def _tried(
     request: Request,
     solution: Solution,
     result: RecipeResult,
+    model: ir.Model,
     meter: LossMeter | None,
     samples: Samples | None,
 ) -> _Trial:
@@ -204,13 +220,11 @@ def _tried(
         fits = fits and written <= request.size
         problem = dataclasses.replace(problem, fixed_bytes=written - solution.nbytes)
     if request.latency_ms is not None and samples is not None:
-        sample = next(iter(samples))
-        found = latency([result.model], [sample], rounds=_ROUNDS).spreads[0].median * 1e3
-        reached["latency_ms"] = found
-        fits = fits and found <= request.latency_ms * _LATENCY_SLACK
-        off = found - (solution.latency_ms or 0.0)
-        fixed = max(0.0, (problem.fixed_ms or 0.0) + off)
-        problem = dataclasses.replace(problem, fixed_ms=fixed)
+        timed = latency([result.model, model], [next(iter(samples))], rounds=_ROUNDS)
+        mix_ms, float_ms = (1e3 * spread.median for spread in timed.spreads)
+        reached["latency_ms"] = mix_ms
+        fits = fits and mix_ms <= request.latency_ms
+        problem = retimed(problem, solution, mix_ms, float_ms)
     return _Trial(solution=solution, problem=problem, result=result, reached=reached, fits=fits)
 
 
