@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of models; all when not given")
     parser.add_argument("--again", action="store_true", help="write again what is there")
     options = parser.parse_args()
-    lines = []
+    said: dict[str, str] = {}
     for name, task in tasks().items():
         if options.only and name not in options.only:
             continue
@@ -61,13 +61,19 @@ def main() -> None:
             sites=options.sites,
             again=options.again,
         )
-        for role, said in pages.items():
-            link = f"{name}-{role}.html"
-            is_page = (options.folder / link).exists()
-            shown = f'<a href="{link}">{name}, {role}</a>' if is_page else f"{name}, {role}"
-            lines.append(f"<li>{shown}: {html.escape(said)}</li>")
-    index = f"<!doctype html><meta charset=utf-8><title>Reports</title><ul>{''.join(lines)}</ul>\n"
-    write_whole(options.folder / "index.html", index)
+        said |= {f"{name}-{role}": text for role, text in pages.items()}
+    write_whole(options.folder / "index.html", _index(options.folder, said))
+
+
+def _index(folder: Path, said: Mapping[str, str]) -> str:
+    """A line for each page that is there, of this run or an earlier one, and what is refused."""
+    there = {page.stem for page in folder.glob("*.html")} - {"index"}
+    lines = []
+    for name in sorted(there | set(said)):
+        shown = f'<a href="{name}.html">{name}</a>' if name in there else name
+        told = f": {html.escape(said[name])}" if name in said else ""
+        lines.append(f"<li>{shown}{told}</li>")
+    return f"<!doctype html><meta charset=utf-8><title>Reports</title><ul>{''.join(lines)}</ul>\n"
 
 
 def report_pages(

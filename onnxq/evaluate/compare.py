@@ -264,10 +264,14 @@ def _pair_layers(
         partner = partners.get(site.name)
         if site.path:
             skipped[site.name] = "it is inside a body or function, whose values cannot be fetched"
+        elif not name:
+            skipped[site.name] = "the model leaves its first result out"
         elif name in computed:
             pairs.setdefault(name, (site.name, name, name))
         elif partner is None:
             skipped[site.name] = f"the candidate has no value {name!r} and no site of this name"
+        elif not partner.result.name:
+            skipped[site.name] = "the candidate leaves its first result out"
         elif partner.kind in _INTEGER_RESULTS and partner.kind != site.kind:
             skipped[site.name] = f"in the candidate it is {partner.kind}, which gives integers"
         else:

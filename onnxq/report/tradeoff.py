@@ -64,17 +64,20 @@ def _of_effects(facts: Facts, measures: Measures) -> dict[str, Any]:
             break
         marks.append(_mark(size, left, f"with {name} in float"))
     series: list[Series] = [
-        ("estimated", marks),
         (f"this model ({facts.name})", [_mark(float(facts.nbytes), float(loss["whole"]), "")]),
     ]
+    if len(marks) > 1:
+        series.insert(0, ("estimated", marks))
     if facts.original_bytes:
         series.append(("original", [_mark(facts.original_bytes, 0.0, "original: no loss")]))
-    chart = charts.scatter(series, "loss (logarithmic)", "MB", joined=(0,))
-    said = (
+    joined = (0,) if len(marks) > 1 else ()
+    chart = charts.scatter(series, "loss (logarithmic)", "MB", joined=joined)
+    estimate = (
         "The dashed line is an estimate: sites restored to float one after the other, the one that "
-        "helps most for its bytes first, their single effects added up. The original, at the "
-        f"bottom, loses nothing. Loss: {loss['unit']}."
+        "helps most for its bytes first, their single effects added up. "
     )
+    said = f"{estimate * bool(joined)}The original, at the bottom, loses nothing."
+    said += f" Loss: {loss['unit']}."
     return {"chart": chart, "said": said}
 
 

@@ -203,3 +203,20 @@ def test_as_many_layers_are_fetched_as_fit_the_bytes():
     row = type(found.layers[0])(name="big", deviation=big.result())
     assert _next_chunk([row], 1) == 1
     assert _next_chunk([row], 10 * 16 * 4) == 4
+
+
+def test_a_site_whose_first_result_is_left_out_is_told_and_not_fetched():
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 21]> main (float[3, 1, 4] x) => (float[1, 1, 2] h)'
+        "{ , h = LSTM<hidden_size = 2>(x, w, r) }"
+    )
+    rng = np.random.default_rng(0)
+    for value, width in zip(model.graph[0].inputs[1:], (4, 2), strict=True):
+        array = rng.standard_normal((1, 8, width)).astype(np.float32)
+        value.const_value = ir.tensor(array, name=value.name)
+        value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.FLOAT
+        model.graph.register_initializer(value)
+    sample = {"x": rng.standard_normal((3, 1, 4)).astype(np.float32)}
+    found = compare_models(model, model.clone(), [sample], layers=True)
+    assert found.layers == ()
+    assert "the model leaves its first result out" in found.skipped.values()
