@@ -20,6 +20,7 @@ import onnx_ir as ir
 from onnxq.errors import CalibrationError
 from onnxq.graph.scratch import Scratch
 from onnxq.graph.stage import Stage
+from onnxq.runtime.memory_settings import MemorySettings
 from onnxq.runtime.work_folder import WorkFolder
 from onnxq.runtime.workers import Workers
 
@@ -56,6 +57,7 @@ class Context:
         scratch: keeps large new tensors on disk until the model is saved.
         workers: make pieces of work that do not depend on each other.
         work: keeps finished pieces for another run; None keeps nothing.
+        memory: what is kept in memory and what on disk.
         origin: a hash of all that the model and the samples of this pass follow from, its own
             options not counted; keys of finished pieces begin with it.
     """
@@ -65,6 +67,7 @@ class Context:
     scratch: Scratch = dataclasses.field(default_factory=Scratch)
     workers: Workers = dataclasses.field(default_factory=Workers)
     work: WorkFolder | None = None
+    memory: MemorySettings = dataclasses.field(default_factory=MemorySettings)
     origin: str = ""
 
     def needed_samples(self, refusal: str) -> Samples:

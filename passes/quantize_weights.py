@@ -33,10 +33,11 @@ from onnxq.formats import Format, IntFormat, parse_format
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage
 from onnxq.passes.base import Context, Pass, PassReport, Promise, SiteReport
+from onnxq.passes.gathering import Gathering
 from onnxq.passes.learned_rounding import find_solver
 from onnxq.passes.weight_forms import LINEAR, minimum_opset, site_refusal, written_form
 from onnxq.passes.weight_layout import weight_type
-from onnxq.passes.weight_solving import Gathering, WeightSolver
+from onnxq.passes.weight_solving import WeightSolver
 from onnxq.passes.weight_writing import WeightWriter
 from onnxq.solvers.nearest import Search
 

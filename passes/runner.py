@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxq.errors import CalibrationError, OnnxqError
 from onnxq.graph import check_finite
+from onnxq.graph.scratch import Scratch
 from onnxq.graph.stage import Stage, check_stage, clone_model, mark_stage, require_stage
 from onnxq.passes.base import Context, Pass, PassReport, Progress, Samples, no_progress
 from onnxq.passes.origin import after, first_origin
@@ -22,6 +23,7 @@ from onnxq.passes.site_outliers import OutlierShift, OutlierWatch
 from onnxq.passes.site_patterns import name_roles
 from onnxq.runtime import random_samples
 from onnxq.runtime.run_log import note, stage
+from onnxq.runtime.memory_settings import MemorySettings
 from onnxq.runtime.work_folder import WorkFolder
 from onnxq.runtime.workers import Workers
 
@@ -93,6 +95,7 @@ def run_recipe(
     progress: Progress = no_progress,
     workers: Workers | None = None,
     work: WorkFolder | None = None,
+    memory: MemorySettings | None = None,
 ) -> RecipeResult:
     """Run every pass of ``recipe`` on a clone of ``model``; the model given is left as it is.
 
@@ -104,6 +107,7 @@ def run_recipe(
         progress: called as work proceeds.
         workers: solve sites that do not depend on each other; one at a time when None.
         work: finds sites that an earlier run has solved, and keeps those of this one.
+        memory: what is kept in memory and what on disk; the result does not depend on it.
 
     Raises:
         CalibrationError: a pass needs samples and there are none.
@@ -124,13 +128,19 @@ def run_recipe(
     keeper = PromiseKeeper(model, _inputs(model, plain)) if check == "auto" else None
     watch = _watch(recipe, plain) if check == "auto" else None
     steps: list[StepResult] = []
-    workers = workers or Workers()
+    workers, memory = workers or Workers(), memory or MemorySettings()
     origin = "" if work is None else first_origin(model, samples, [workers.threads])
     for number, step in enumerate(recipe.steps):
         progress(f"pass {step.key()}", number, len(recipe.steps))
         given = samples if step.extra_arrays else plain
         context = Context(
-            samples=given, progress=progress, workers=workers, work=work, origin=origin
+            samples=given,
+            progress=progress,
+            scratch=Scratch(memory.scratch),
+            workers=workers,
+            work=work,
+            memory=memory,
+            origin=origin,
         )
         steps.append(_run_step(step, model, context, keeper, watch))
         origin = after(origin, step)

@@ -115,10 +115,12 @@ class SolvedSite:
         return {**self.arrays, "codes": codes}
 
     def new_weight(self, fmt: Format) -> NewWeight:
-        """What the rest of the network is to run on."""
+        """What the rest of the network is to run on, decoded when it is read."""
+        return NewWeight(lambda: self._decoded(fmt), self.shift)
+
+    def _decoded(self, fmt: Format) -> Array:
         decoded = fmt.decode(self.unpacked(fmt))
-        rows = decoded if self.kept is None else self.kept.added_to(decoded)
-        return NewWeight(rows, self.shift)
+        return decoded if self.kept is None else self.kept.added_to(decoded)
 
     def piece(self) -> Piece:
         """Itself as arrays and plain values."""
@@ -163,7 +165,7 @@ def solve_site(problem: SiteProblem, threads: int) -> SolvedSite:
     """
     start = time.perf_counter()
     parts = np.split(problem.rows, len(problem.statistics))
-    found, stored, shifts, kept = [], [], [], None
+    found, shifts, kept = [], [], None
     noise = signal = 0.0
     for part, known in zip(parts, problem.statistics, strict=True):
         arrays, decoded, kept = _solve_part(part, known, problem, threads)
@@ -172,7 +174,7 @@ def solve_site(problem: SiteProblem, threads: int) -> SolvedSite:
         noise += float(objective(part, decoded, known).sum())
         signal += float(objective(part, np.zeros_like(part), known).sum())
         found.append(arrays)
-        stored.append(decoded)
+        del decoded  # before the next group is decoded
     joined = found[0]
     if len(found) > 1:
         joined = {name: np.concatenate([one[name] for one in found]) for name in joined}

@@ -8,7 +8,8 @@ so that (in the sequential flow) the sites behind it see what its stored weight 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -16,10 +17,7 @@ import onnx_ir as ir
 
 from onnxq.calibration.samples import Samples
 from onnxq.calibration.segment_model import NewWeight
-from onnxq.calibration.segment_walk import Flow
-from onnxq.calibration.segments import Cut
 from onnxq.calibration.site_statistics import unreachable_sites, walk_sites
-from onnxq.calibration.token_weights import TokenWeights
 from onnxq.errors import CalibrationError, OnnxqError, WorkerError
 from onnxq.formats import Arrays, Format, IntFormat, PerTensor
 from onnxq.graph.orientation import to_rows
@@ -29,8 +27,10 @@ from onnxq.graph.weights import add_weight, weight_tensor
 from onnxq.numerics.rounding import MINMAX, MSE_GRID
 from onnxq.passes.base import Context
 from onnxq.passes.finished_sites import FinishedSites
+from onnxq.passes.gathering import Gathering
 from onnxq.passes.kept_columns_writing import keeping_refusal
 from onnxq.passes.learned_rounding import learn_codes
+from onnxq.passes.site_problems import SiteProblems
 from onnxq.passes.site_solving import SiteProblem, SolvedSite, packed, solve_site
 from onnxq.passes.weight_layout import weight_of
 from onnxq.runtime.run_log import note
@@ -40,22 +40,9 @@ from onnxq.solvers.registry import Solver
 from onnxq.solvers.registry import solver as named
 from onnxq.solvers.statistics import Statistics
 
-__all__ = ["Gathering", "WeightSolver"]
+__all__ = ["WeightSolver"]
 
 Array = npt.NDArray[Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gathering:
-    """How statistics are gathered; see `onnxq.calibration.site_statistics.walk_sites`."""
-
-    flow: Flow = "sequential"
-    cut: Cut = "sites"
-    token_weights: TokenWeights | None = None
-    samples: int = 128
-    refit: bool = False
-    corrects_bias: bool = False
-    keep_columns: int = 0
 
 
 class WeightSolver:
@@ -131,6 +118,7 @@ class WeightSolver:
             token_weights=how.token_weights,
             need={*self._solver.needs, "mean"} if how.corrects_bias else self._solver.needs,
             threads=context.workers.threads_here,
+            memory=context.memory,
             progress=context.progress,
         )
         self.notes = (*walk.notes, *finished.notes)
@@ -213,7 +201,7 @@ class WeightSolver:
     ) -> list[NewWeight | None]:
         """Solve sites that do not depend on each other, those that are not finished."""
         new: dict[tuple[object, ...], Site] = {}
-        problems: list[SiteProblem] = []
+        problems: list[Callable[[], SiteProblem]] = []
         again: set[str] = set()
         for site, statistics in jobs:
             fmt = formats[site.name]
@@ -226,7 +214,9 @@ class WeightSolver:
                 note("site found", site=site.name, format=str(fmt))
             else:
                 new[key] = site
-                problems.append(self._problem(site, fmt, statistics, how, context))
+                problems.append(
+                    functools.partial(self._problem, site, fmt, statistics, how, context)
+                )
         keys = list(new)
 
         def keep(number: int, result: SolvedSite) -> None:
@@ -244,7 +234,7 @@ class WeightSolver:
             self._fail(new[keys[number]], keys[number], error, context)
             finished.stop()
 
-        context.workers.map(solve_site, problems, keep, fail)
+        context.workers.map(solve_site, SiteProblems(problems), keep, fail)
         return [self._new_weight(s, formats[s.name], s.name in again, finished) for s, _ in jobs]
 
     def _fail(

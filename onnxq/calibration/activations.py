@@ -114,6 +114,6 @@ class ActivationStore(Closing):
             raise CalibrationError(
                 f"Activations of {len(view)} bytes could not be written to the folder for "
                 f"temporary files {tempfile.gettempdir()} ({error.strerror}). Make room there, "
-                "point TMPDIR elsewhere, give a larger memory_budget, or use fewer samples."
+                "point TMPDIR elsewhere, give more memory, or use fewer samples."
             ) from error
         self.spilled_bytes += array.nbytes

@@ -25,16 +25,20 @@ from concurrent.futures import Executor, Future
 
 import numpy as np
 
+from onnxq.calibration.matrices import zeros
 from onnxq.calibration.readings import Array, Reading
 from onnxq.errors import CalibrationError
 from onnxq.solvers.statistics import Statistics
 
-__all__ = ["BLOCK_ROWS", "Moments"]
+__all__ = ["BLOCK_ROWS", "PANEL", "Moments"]
 
-_Products = Iterable[tuple[str, int, Array]]
+_Place = int | tuple[int, slice] | tuple[int, slice, slice]
+_Products = Iterable[tuple[str, _Place, Array]]
 
 BLOCK_ROWS = 4096
 """Rows in one product: enough that summing it in float64 costs little."""
+PANEL = 2048
+"""Rows of one product where there are more than twice as many columns."""
 
 
 @dataclasses.dataclass
@@ -68,6 +72,7 @@ class Moments:
         rows: rows in one block.
         pool: multiplies blocks out while others are filled; None does so at once.
         ahead: how many blocks may wait for the pool.
+        on_disk: sum the matrices in a file.
     """
 
     def __init__(
@@ -81,11 +86,13 @@ class Moments:
         rows: int = BLOCK_ROWS,
         pool: Executor | None = None,
         ahead: int = 0,
+        on_disk: bool = False,
     ) -> None:
         self.name = name
         self.reading = reading
         self._wants_drift, self._wants_mean, self._wants_float_mean = drift, mean, float_mean
         self._rows, self._pool, self._ahead = rows, pool, ahead
+        self._on_disk = on_disk
         self._block: _Block | None = None
         self._free: list[_Block] = []
         self._waiting: collections.deque[tuple[_Block, Future[_Products]]] = collections.deque()
@@ -132,10 +139,12 @@ class Moments:
                 "empty, or every token is padding or has weight 0. Give longer samples or other "
                 "token weights."
             )
+        self._free = []
         for total in self._sums.values():
             total /= self._weight
-        sums = self._sums
-        self._sums, self._free = {}, []
+        for total in self._sums["hessian"]:
+            _mirror(total)
+        sums, self._sums = self._sums, {}
         return tuple(self._statistics(sums, group) for group in range(self.reading.groups))
 
     def _statistics(self, sums: dict[str, Array], group: int) -> Statistics:
@@ -184,13 +193,14 @@ class Moments:
         if self._free:
             return dataclasses.replace(self._free.pop(), filled=0, marks=[])
         if not self._sums:
-            self._sums["hessian"] = np.zeros((groups, columns, columns))
+            square = (groups, columns, columns)
+            self._sums["hessian"] = zeros(square, on_disk=self._on_disk)
             if self._wants_mean or self._wants_float_mean:
                 self._sums["mean"] = np.zeros((groups, columns))
             if self._wants_float_mean:
                 self._sums["shift"] = np.zeros((groups, columns))
             if self._wants_drift:
-                self._sums["drift"] = np.zeros((groups, columns, columns))
+                self._sums["drift"] = zeros(square, on_disk=self._on_disk)
         rows = np.empty((groups, self._rows, columns), np.float32)
         compares = self._wants_drift or self._wants_float_mean
         delta = np.empty_like(rows) if compares else None
@@ -218,26 +228,30 @@ class Moments:
         self._free.append(block)
 
     def _sum(self, products: _Products) -> None:
-        for name, group, product in products:
-            self._sums[name][group] += product
+        for name, place, product in products:
+            self._sums[name][place] += product
 
-    def _products(self, block: _Block) -> Iterator[tuple[str, int, Array]]:
+    def _products(self, block: _Block) -> Iterator[tuple[str, _Place, Array]]:
         """What a block adds to each sum of each group."""
         root = block.root[: block.filled]
         for group, rows in enumerate(block.rows[:, : block.filled]):
-            # Both factors are the same memory, so NumPy takes the symmetric product.
-            with np.errstate(over="ignore", invalid="ignore"):
-                product = rows.T @ rows
-            if not np.isfinite(product.diagonal()).all():
-                self._refuse(rows, block.marks)
-            yield "hessian", group, product
+            for part in _panels(rows.shape[1]):
+                rest = slice(part.start, None)
+                # Where one panel is all, both factors are the same memory, and NumPy takes the
+                # symmetric product.
+                with np.errstate(over="ignore", invalid="ignore"):
+                    product = rows[:, part].T @ rows[:, rest]
+                if not np.isfinite(product.diagonal()).all():
+                    self._refuse(rows, block.marks)
+                yield "hessian", (group, part, rest), product
             delta = None if block.delta is None else block.delta[group, : block.filled]
             if "mean" in self._sums:
                 yield "mean", group, root @ rows
             if "shift" in self._sums and delta is not None:
                 yield "shift", group, root @ delta
             if "drift" in self._sums and delta is not None:
-                yield "drift", group, delta.T @ rows
+                for part in _panels(rows.shape[1]):
+                    yield "drift", (group, part), delta[:, part].T @ rows
 
     def _refuse(self, block: Array, marks: list[tuple[int, int]]) -> None:
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
@@ -250,3 +264,15 @@ class Moments:
             f"Activation {self.name!r} {what} on sample {sample}: drop that sample, or mend the "
             "model before this value (a float16 model may overflow: calibrate its float32 form)."
         )
+
+
+def _panels(columns: int) -> Iterator[slice]:
+    """Rows of a matrix that are computed at once: all of them where that is little."""
+    step = columns if columns <= 2 * PANEL else PANEL
+    return (slice(start, min(start + step, columns)) for start in range(0, columns, step))
+
+
+def _mirror(total: Array) -> None:
+    """Fill what lies below the panels."""
+    for rows in _panels(len(total)):
+        total[rows.stop :, rows] = total[rows, rows.stop :].T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -29,12 +29,18 @@ class NewWeight:
     """What a site is to compute with.
 
     Attributes:
-        rows: its weight as `onnxq.graph.orientation.to_rows` lays it out, float32 [rows, columns].
+        content: its weight as `onnxq.graph.orientation.to_rows` lays it out, float32 [rows,
+            columns]; or a function that gives it, so that it need not be in memory till then.
         shift: what its bias is to move its output by, [rows]; None leaves the bias as it is.
     """
 
-    rows: np.ndarray
+    content: np.ndarray | Callable[[], np.ndarray]
     shift: np.ndarray | None = None
+
+    def rows(self) -> np.ndarray:
+        """The weight, made anew at every call when ``content`` is a function."""
+        found = self.content() if callable(self.content) else self.content
+        return np.asarray(found, np.float32)
 
 
 def open_segment(
@@ -60,7 +66,7 @@ def open_segment(
         node = by_output.get(site.output.name)
         if node is None:
             continue
-        _replace(graph, node, site, new.rows)
+        _replace(graph, node, site, new)
         reader = None if new.shift is None else bias_reader(site)
         adding = None if reader is None else by_output.get(reader[0].outputs[0].name)
         if new.shift is not None and reader is not None and adding is not None:
@@ -74,7 +80,7 @@ def open_segment(
     return open_session(source, threads=threads, lean=True)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, site: Site, rows: np.ndarray) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, site: Site, new: NewWeight) -> None:
     """Let the node, and no other reader of its weight, read new rows."""
     chain: list[ir.Node] = []
     operand = node.inputs[site.weight_index]
@@ -86,10 +92,14 @@ def _replace(graph: ir.Graph, node: ir.Node, site: Site, rows: np.ndarray) -> No
         operand = view.inputs[0]
     if operand is None:
         raise ValueError(f"site {site.name!r} has no weight")
-    dtype = weight_tensor(operand).dtype
-    array = from_rows(site, rows).astype(dtype.numpy(), copy=False)
+    tensor = weight_tensor(operand)
+    kind = tensor.dtype.numpy()
     value = add_weight(
-        graph, f"{operand.name}_replaced", shape=array.shape, dtype=dtype, compute=array
+        graph,
+        f"{operand.name}_replaced",
+        shape=[int(size) for size in tensor.shape.numpy()],
+        dtype=tensor.dtype,
+        compute=lambda: from_rows(site, new.rows()).astype(kind, copy=False),
     )
     for view in reversed(chain):
         copy = ir.Node(

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.calibration.activations import ActivationStore, Held
-from onnxq.calibration.hessian import BLOCK_ROWS, Moments
-from onnxq.calibration.readings import Reading
+from onnxq.calibration.batches import Batch, Key, batches_of, columns_of, key_of
+from onnxq.calibration.hessian import Moments
 from onnxq.calibration.row_weights import RowWeights
 from onnxq.calibration.sample_pool import SamplePool
 from onnxq.calibration.segment_model import NewWeight, open_segment
@@ -24,6 +24,7 @@ from onnxq.errors import CalibrationError
 from onnxq.graph.sites import Site
 from onnxq.numerics.threads import blas_threads
 from onnxq.runtime import Session
+from onnxq.runtime.memory_settings import MemorySettings
 from onnxq.solvers.statistics import Statistics
 
 __all__ = ["Flow", "KnownSites", "SegmentWalk", "SolveSites"]
@@ -36,11 +37,6 @@ SolveSites = Callable[
 """Solves sites whose statistics are there at once; without statistics, a site that is known."""
 KnownSites = Callable[[Sequence[Sequence[Site]]], Collection[Site]]
 """Of the sites, segment by segment, those whose weight is known without statistics."""
-Key = tuple[str, Reading]
-
-_BLOCK_BYTES = 128 << 20
-"""Rows waiting to be multiplied, of all activations gathered at once."""
-_LEAST_ROWS = 512
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -55,7 +51,7 @@ class SegmentWalk:
     weights: TokenWeights
     wants_drift: bool
     wants_mean: bool
-    budget: int
+    memory: MemorySettings
     pool: SamplePool = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,8 +99,8 @@ class SegmentWalk:
         self.pool = pool
         visits = [visit for segment in segments for visit in segment.visits]
         self._known = self.known([[visit.site for visit in one.visits] for one in segments])
-        self._readers.update(_key(visit) for visit in visits)
-        self._open.update(_key(visit) for visit in visits if visit.site not in self._known)
+        self._readers.update(key_of(visit) for visit in visits)
+        self._open.update(key_of(visit) for visit in visits if visit.site not in self._known)
         for number, segment in enumerate(segments):
             if progress is not None:
                 progress(segment.label, number, len(segments))
@@ -134,61 +130,50 @@ class SegmentWalk:
         waiting = list(segment.visits)
         keys: dict[Key, Visit] = {}
         for visit in waiting:
-            if _key(visit) not in self._seen:
-                keys.setdefault(_key(visit), visit)
+            if key_of(visit) not in self._seen:
+                keys.setdefault(key_of(visit), visit)
         self._seen.update(keys)
         # batches are those of a walk in which nothing is known: how rows are summed, to the last
         # bit, depends on what is gathered together
-        for batch in [*self._batches(keys), ()]:
-            if any(self._open[key] for key in batch):
-                self._gather(segment, batch)
-            ready = []
-            while waiting and (waiting[0].site in self._known or _key(waiting[0]) in self._kept):
-                ready.append(waiting.pop(0))
-            self._visit(ready)
+        for batch in batches_of(keys, drift=self.wants_drift, compares=self._compares):
+            wanted = any(self._open[key] for key in batch.visits)
+            alone = [(key,) for key in batch.visits]
+            for part in alone if self.memory.single else [tuple(batch.visits)]:
+                if wanted:
+                    self._gather(segment, batch, part)
+                self._visit_ready(waiting)
+        self._visit_ready(waiting)
 
-    def _batches(self, keys: Mapping[Key, Visit]) -> Iterator[tuple[Key, ...]]:
-        """Keys whose matrices fit the budget together; at least one at a time."""
-        batch: list[Key] = []
-        size = 0
-        for key, visit in keys.items():
-            matrices = 2 if self.wants_drift else 1
-            cost = 8 * matrices * visit.reading.groups * _columns(visit.copy) ** 2
-            if batch and size + cost > self.budget:
-                yield tuple(batch)
-                batch, size = [], 0
-            batch.append(key)
-            size += cost
-        if batch:
-            yield tuple(batch)
+    def _visit_ready(self, waiting: list[Visit]) -> None:
+        """Solve the first of the sites, as far as their statistics are there; they wait no more."""
+        ready = []
+        while waiting and (waiting[0].site in self._known or key_of(waiting[0]) in self._kept):
+            ready.append(waiting.pop(0))
+        self._visit(ready)
 
-    def _gather(self, segment: Segment, batch: Sequence[Key]) -> None:
-        """Sum the moments of some activations over all samples."""
-        if not batch:
-            return
-        sites = {_key(visit): visit for visit in segment.visits}
-        width = sum(key[1].groups * _columns(sites[key].copy) for key in batch)
-        fitting = _BLOCK_BYTES // (4 * width * (2 if self._compares else 1))
-        rows = min(BLOCK_ROWS, max(_LEAST_ROWS, fitting))
+    def _gather(self, segment: Segment, batch: Batch, keys: Sequence[Key]) -> None:
+        """Sum the moments of some activations of a batch over all samples."""
         at_once = self.pool.threads
-        has_room = at_once > 1 and at_once * rows <= fitting
+        has_room = at_once > 1 and at_once * batch.rows <= batch.fitting
         moments = {
             key: Moments(
                 *key,
                 drift=self.wants_drift,
                 mean=self.wants_mean,
                 float_mean=self.wants_mean and self.flow == "asymmetric",
-                rows=rows,
+                rows=batch.rows,
                 pool=self.pool.pool,
                 ahead=at_once if has_room else 0,
+                on_disk=self.memory.hessians_on_disk,
             )
-            for key in batch
+            for key in keys
         }
         alive = {value.name for value in segment.alive}
-        inner = {sites[key].input.name: sites[key].input for key in batch}
-        inner = {name: value for name, value in inner.items() if name not in alive}
+        inputs = {visit.input.name or "": visit.input for visit in batch.visits.values()}
+        inner = [value for name, value in inputs.items() if name not in alive]
+        names = list(dict.fromkeys(name for name, _ in keys if name not in alive))
         with blas_threads(1 if has_room else self.pool.threads):
-            for index, (values, twins) in enumerate(self._observed(segment, list(inner.values()))):
+            for index, (values, twins) in enumerate(self._observed(segment, inner, names)):
                 for (name, _), moment in moments.items():
                     if name in alive:
                         x = self._now[index][name].read()
@@ -201,13 +186,15 @@ class SegmentWalk:
                 self._kept[key] = moment.result()
 
     def _observed(
-        self, segment: Segment, inner: Sequence[ir.Value]
+        self, segment: Segment, inner: Sequence[ir.Value], names: Sequence[str]
     ) -> Iterator[tuple[Arrays, Arrays]]:
-        """For each sample: inner values of the segment on its float weights, and their twins."""
-        if not inner:
+        """For each sample: ``names``, of the ``inner`` values of the segment, and their twins.
+
+        The segment runs on its float weights, and is fused alike whatever is asked for.
+        """
+        if not names:
             yield from (({}, {}) for _ in range(self.count))
             return
-        names = [value.name or "" for value in inner]
         moved = self._spread(segment, ()) if self._compares else set()
         twins = [name for name in names if name in moved]
         boundary = self._boundary(segment)
@@ -226,12 +213,12 @@ class SegmentWalk:
             return
         known = [visit.site in self._known for visit in visits]
         jobs = [
-            (visit.site, () if done else self._kept[_key(visit)])
+            (visit.site, () if done else self._kept[key_of(visit)])
             for visit, done in zip(visits, known, strict=True)
         ]
         solved = self.solve(jobs)
         for visit, done, new in zip(visits, known, solved, strict=True):
-            key = _key(visit)
+            key = key_of(visit)
             self._readers[key] -= 1
             self._open[key] -= not done
             if not self._readers[key]:
@@ -295,24 +282,14 @@ class SegmentWalk:
 def _checked(visit: Visit, new: np.ndarray | NewWeight) -> NewWeight:
     """What a solver gave for a site, of the shape and type it must have."""
     solved = new if isinstance(new, NewWeight) else NewWeight(new)
-    rows = solved.rows
+    rows = solved.rows()
     size = int(np.prod(visit.site.shape))
-    wanted = (size // _columns(visit.copy), _columns(visit.copy))
+    wanted = (size // columns_of(visit.copy), columns_of(visit.copy))
     if rows.shape != wanted or not np.isfinite(rows).all():
         raise CalibrationError(
             f"The solver gave site {visit.site.name!r} a weight of shape {list(rows.shape)}, "
             f"and finite numbers of shape {list(wanted)} were expected: this is a fault of the "
             "solver; leave the site out, or choose another one."
         )
-    return NewWeight(np.asarray(rows, np.float32), solved.shift)
+    return solved
 
-
-def _key(visit: Visit) -> Key:
-    return visit.input.name or "", visit.reading
-
-
-def _columns(site: Site) -> int:
-    """Columns of the canonical weight."""
-    if site.kind in ("Conv", "ConvTranspose"):
-        return int(np.prod(site.shape)) // site.shape[site.out_axis]
-    return site.shape[site.in_axis]

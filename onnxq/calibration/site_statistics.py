@@ -42,15 +42,12 @@ from onnxq.graph.check import name_nodes
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import clone_model
 from onnxq.graph.versions import fit_runtime
+from onnxq.runtime.memory_settings import MemorySettings
 from onnxq.solvers.statistics import Statistics
 
 __all__ = ["SiteWalk", "SolveSite", "unreachable_sites", "walk_sites"]
 
 SolveSite = Callable[[Site, tuple[Statistics, ...]], np.ndarray[Any, Any] | NewWeight | None]
-
-DEFAULT_BUDGET = 1 << 29
-"""Bytes of activations kept in memory between two segments before they go to a file. A file of this
-size stays in the system's cache where there is memory, and the heap fragments less without it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +86,7 @@ def walk_sites(
     cut: Cut = "sites",
     token_weights: TokenWeights | None = None,
     need: Collection[str] = ("hessian",),
-    memory_budget: int = DEFAULT_BUDGET,
+    memory: MemorySettings | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> SiteWalk:
@@ -118,8 +115,7 @@ def walk_sites(
         token_weights: how much each token counts; None counts all the same. Padding never counts.
         need: besides ``hessian``: ``mean`` (E[x], and E[x̃] in the asymmetric flow) and ``drift``
             (E[(x̃ − x) xᵀ]; asymmetric flow only).
-        memory_budget: bytes of activations to keep in memory; the rest goes to a temporary file.
-            The matrices of sites that are solved together may take as much again.
+        memory: what is kept in memory and what on disk; the statistics do not depend on it.
         threads: run samples and multiply rows out, all of them together; None takes the cores
             there are. What is found does not depend on it.
         progress: called with (name of the segment's first site, segments done, segments).
@@ -136,7 +132,8 @@ def walk_sites(
     unreachable = unreachable_sites(model, sites)
     visits = _visits(copy, [site for site in sites if site.name not in unreachable])
     weights = token_weights if token_weights is not None else TokenWeights()
-    with ActivationStore(memory_budget) as store:
+    memory = memory or MemorySettings()
+    with ActivationStore(memory.activations) as store:
         walk = SegmentWalk(
             model=copy,
             store=store,
@@ -146,7 +143,7 @@ def walk_sites(
             weights=weights,
             wants_drift="drift" in need,
             wants_mean="mean" in need,
-            budget=memory_budget,
+            memory=memory,
         )
         wiring = Wiring(
             copy.graph,

@@ -16,6 +16,9 @@ __all__ = ["moved_target", "objective"]
 
 Array = npt.NDArray[Any]
 
+_ENTRIES = 1 << 22
+"""Of a weight, in float64 at a time: the wide copies of a large one would be its largest."""
+
 
 def objective(
     weight: Array, decoded: Array, statistics: Statistics, *, asymmetric: bool = False
@@ -43,13 +46,21 @@ def objective(
             f"a decoded weight of shape {list(decoded.shape)} is compared with one of shape "
             f"{list(weight.shape)}: decode the arrays with the format they were stored in."
         )
-    wanted = xp.astype(weight, xp.float64)
-    error = wanted - xp.astype(decoded, xp.float64)
-    cost: Array = xp.sum((error @ xp.astype(statistics.hessian, xp.float64)) * error, axis=1)
+    hessian = xp.astype(statistics.hessian, xp.float64, copy=False)
+    drift = None
     if asymmetric:
-        drift = xp.astype(_drift(statistics, "the asymmetric objective"), xp.float64)
-        cost = cost + 2 * xp.sum((wanted @ drift) * error, axis=1)
-    return cost
+        drift = xp.astype(_drift(statistics, "the asymmetric objective"), xp.float64, copy=False)
+    costs = []
+    step = max(1, _ENTRIES // int(weight.shape[1]))
+    for start in range(0, max(1, int(weight.shape[0])), step):
+        wanted = xp.astype(weight[start : start + step], xp.float64)
+        error = wanted - xp.astype(decoded[start : start + step], xp.float64)
+        cost = xp.sum((error @ hessian) * error, axis=1)
+        if drift is not None:
+            cost = cost + 2 * xp.sum((wanted @ drift) * error, axis=1)
+        costs.append(cost)
+    joined: Array = xp.concat(costs)
+    return joined
 
 
 def moved_target(

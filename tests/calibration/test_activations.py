@@ -11,6 +11,7 @@ from onnxq.calibration import walk_sites
 from onnxq.calibration.activations import ActivationStore
 from onnxq.errors import CalibrationError
 from onnxq.graph import find_sites
+from onnxq.runtime.memory_settings import MemorySettings
 
 
 def arrays(count=6, rows=3000):
@@ -98,7 +99,7 @@ def test_nothing_is_left_of_a_walk_that_fails(make, monkeypatch, tmp_path, error
         return None
 
     with pytest.raises(error):
-        walk_sites(model, samples, find_sites(model), solve, memory_budget=0)
+        walk_sites(model, samples, find_sites(model), solve, memory=MemorySettings(activations=0))
     gc.collect()
     assert not list(tmp_path.iterdir())
     assert not open_files(tmp_path)
