@@ -240,7 +240,7 @@ def quantize(
             result=result,
             original=original,
             source=source,
-            held_back=held_back,
+            held_back=held_back if check == "auto" else (),
             budget=account,
         )
         if out is None:

@@ -12,9 +12,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.calibration.channel_profile import ChannelProfile
+from onnxq.calibration.course import unreachable_sites
 from onnxq.calibration.readings import Reading, reading_of
 from onnxq.calibration.samples import Samples
-from onnxq.calibration.site_statistics import unreachable_sites, walk_sites
+from onnxq.calibration.site_statistics import walk_sites
 from onnxq.formats import IntFormat
 from onnxq.graph.orientation import to_rows
 from onnxq.graph.sites import Site

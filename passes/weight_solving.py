@@ -15,9 +15,10 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.calibration.course import unreachable_sites
 from onnxq.calibration.samples import Samples
 from onnxq.calibration.segment_model import NewWeight
-from onnxq.calibration.site_statistics import unreachable_sites, walk_sites
+from onnxq.calibration.site_statistics import walk_sites
 from onnxq.errors import CalibrationError, OnnxqError, WorkerError
 from onnxq.formats import Arrays, Format, IntFormat, PerTensor
 from onnxq.graph.orientation import to_rows

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +26,9 @@ from onnxq.passes.recipe import Recipe
 from onnxq.passes.runner import run_recipe
 from onnxq.passes.weight_layout import weight_of, weight_type
 from onnxq.runtime import open_session
-from onnxq.runtime.cache import cache_folder, write_whole
-from onnxq.runtime.machine import machine
-from onnxq.runtime.work_folder import hash_of
+from onnxq.runtime.measured_table import MeasuredTable
 
-__all__ = ["LatencyTable", "site_latencies"]
+__all__ = ["site_latencies"]
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]
@@ -41,26 +38,6 @@ _SECONDS, _RUNS = 0.1, 10
 _ROUNDS = 20
 
 
-class LatencyTable:
-    """Microseconds by a text that says what was timed; a file per machine in the cache."""
-
-    def __init__(self, folder: Path | None = None) -> None:
-        """Open the table of this machine, empty when there is none."""
-        about = json.dumps(machine(), sort_keys=True, default=str)
-        self.path = (folder or cache_folder() / "budget") / f"latency-{hash_of(about)[:16]}.json"
-        self._about = about
-        self._known: dict[str, float] = {}
-        if self.path.exists():
-            self._known = json.loads(self.path.read_text())["us"]
-
-    def get(self, key: str, measure: Callable[[], float]) -> float:
-        """The time for a key, measured and kept the first time."""
-        if key not in self._known:
-            self._known[key] = measure()
-            write_whole(self.path, json.dumps({"machine": self._about, "us": self._known}))
-        return self._known[key]
-
-
 def site_latencies(
     model: ir.Model,
     sample: Mapping[str, Array],
@@ -68,7 +45,7 @@ def site_latencies(
     menus: Mapping[str, SiteMenu],
     step: QuantizeWeights,
     *,
-    table: LatencyTable | None = None,
+    table: MeasuredTable | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, dict[str, float]], float]:
     """Microseconds of every option of every site, in float too, and milliseconds of a float run.
@@ -85,7 +62,7 @@ def site_latencies(
     Raises:
         OnnxqError: the runtime does not run the model or a node of it.
     """
-    table = table or LatencyTable()
+    table = table or MeasuredTable("budget/latency")
     names = list(dict.fromkeys(site.input.name or "" for site in sites if site.input))
     with open_session(model, extra_outputs=[n for n in names if n not in sample]) as session:
         feeds = {spec.name: sample[spec.name] for spec in session.inputs}

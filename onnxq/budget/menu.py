@@ -16,8 +16,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.budget.cost import SiteCost
+from onnxq.calibration.course import unreachable_sites
 from onnxq.calibration.samples import Samples
-from onnxq.calibration.site_statistics import unreachable_sites, walk_sites
+from onnxq.calibration.site_statistics import walk_sites
 from onnxq.calibration.token_weights import parse_token_weights
 from onnxq.errors import FormatError
 from onnxq.formats import Format, IntFormat, parse_format

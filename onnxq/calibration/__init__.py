@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxq.calibration.audio import AudioSpec
 from onnxq.calibration.checks import check_sample, checked_samples, input_specs
 from onnxq.calibration.collect import Ranges, collect_ranges
+from onnxq.calibration.course import unreachable_sites
 from onnxq.calibration.images import ImageSpec
 from onnxq.calibration.observers import Observer, ObserverSpec
 from onnxq.calibration.ranges import (
@@ -23,7 +24,6 @@ from onnxq.calibration.samples import Sample, Samples
 from onnxq.calibration.site_statistics import (
     SiteWalk,
     SolveSite,
-    unreachable_sites,
     walk_sites,
 )
 from onnxq.calibration.sources import open_data

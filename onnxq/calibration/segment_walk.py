@@ -18,7 +18,6 @@ from onnxq.calibration.row_weights import RowWeights
 from onnxq.calibration.sample_pool import SamplePool
 from onnxq.calibration.segment_model import NewWeight, open_segment
 from onnxq.calibration.segments import Segment, Visit
-from onnxq.calibration.token_weights import TokenWeights
 from onnxq.calibration.wiring import Wiring, values_read
 from onnxq.errors import CalibrationError
 from onnxq.graph.sites import Site
@@ -48,7 +47,7 @@ class SegmentWalk:
     solve: SolveSites
     known: KnownSites
     flow: Flow
-    weights: TokenWeights
+    rows: RowWeights
     wants_drift: bool
     wants_mean: bool
     memory: MemorySettings
@@ -56,7 +55,6 @@ class SegmentWalk:
 
     def __post_init__(self) -> None:
         """Begin without samples."""
-        self.rows = RowWeights(self.model, self.weights)
         self._now: list[dict[str, Held]] = []
         self._float: list[dict[str, Held]] = []
         """Values of the float network, where they differ from those of the quantized one."""

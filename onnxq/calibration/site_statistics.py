@@ -29,23 +29,19 @@ import onnx_ir as ir
 from onnxq.calibration.activations import ActivationStore
 from onnxq.calibration.checks import checked_samples
 from onnxq.calibration.collect import Progress
-from onnxq.calibration.readings import reading_of
+from onnxq.calibration.course import course_of
 from onnxq.calibration.sample_pool import SamplePool
 from onnxq.calibration.samples import Samples
 from onnxq.calibration.segment_model import NewWeight
 from onnxq.calibration.segment_walk import Flow, KnownSites, SegmentWalk, SolveSites
-from onnxq.calibration.segments import Cut, Visit, cut_segments
+from onnxq.calibration.segments import Cut
 from onnxq.calibration.token_weights import TokenWeights
-from onnxq.calibration.wiring import Wiring, depends_on_samples
 from onnxq.errors import CalibrationError
-from onnxq.graph.check import name_nodes
-from onnxq.graph.sites import Site, find_sites
-from onnxq.graph.stage import clone_model
-from onnxq.graph.versions import fit_runtime
+from onnxq.graph.sites import Site
 from onnxq.runtime.memory_settings import MemorySettings
 from onnxq.solvers.statistics import Statistics
 
-__all__ = ["SiteWalk", "SolveSite", "unreachable_sites", "walk_sites"]
+__all__ = ["SiteWalk", "SolveSite", "walk_sites"]
 
 SolveSite = Callable[[Site, tuple[Statistics, ...]], np.ndarray[Any, Any] | NewWeight | None]
 
@@ -65,13 +61,6 @@ class SiteWalk:
     samples: int
     unreachable: dict[str, str]
     notes: tuple[str, ...]
-
-
-def unreachable_sites(model: ir.Model, sites: Iterable[Site]) -> dict[str, str]:
-    """By name of each site that has no statistics, a clause that says why."""
-    live = depends_on_samples(model.graph)
-    reasons = ((site.name, _why_unreachable(site, live)) for site in sites)
-    return {name: reason for name, reason in reasons if reason is not None}
 
 
 def walk_sites(
@@ -126,40 +115,30 @@ def walk_sites(
         UnsupportedGraph: the runtime does not take a part of the model.
     """
     _check_need(flow, need)
-    copy = clone_model(model)
-    name_nodes(copy)
-    fit_runtime(copy, convert=True)
-    unreachable = unreachable_sites(model, sites)
-    visits = _visits(copy, [site for site in sites if site.name not in unreachable])
     weights = token_weights if token_weights is not None else TokenWeights()
+    course = course_of(model, sites, cut=cut, token_weights=weights)
     memory = memory or MemorySettings()
     with ActivationStore(memory.activations) as store:
         walk = SegmentWalk(
-            model=copy,
+            model=course.model,
             store=store,
             solve=together or _one_by_one(solve),
             known=known or (lambda segments: ()),
             flow=flow,
-            weights=weights,
+            rows=course.rows,
             wants_drift="drift" in need,
             wants_mean="mean" in need,
             memory=memory,
         )
-        wiring = Wiring(
-            copy.graph,
-            [*(visit.input for visit in visits), *walk.rows.attention_values],
-            [visit.copy.node for visit in visits],
-        )
-        segments, notes = cut_segments(copy, wiring, visits, cut)
-        if visits:
-            walk.load(_split(samples, copy, weights.array), wiring)
+        if course.segments:
+            walk.load(_split(samples, course.model, weights.array), course.wiring)
             with SamplePool(walk.count, threads) as pool:
-                walk.run(segments, pool, progress)
+                walk.run(course.segments, pool, progress)
         return SiteWalk(
-            segments=len(segments) if visits else 0,
+            segments=len(course.segments),
             samples=walk.count,
-            unreachable=unreachable,
-            notes=(*notes, *walk.rows.notes),
+            unreachable=course.unreachable,
+            notes=(*course.notes, *walk.rows.notes),
         )
 
 
@@ -184,41 +163,6 @@ def _check_need(flow: Flow, need: Collection[str]) -> None:
             f"The drift is the difference between two networks, and the flow {flow!r} runs only "
             "one: ask for the flow 'asymmetric'."
         )
-
-
-def _why_unreachable(site: Site, live: Collection[ir.Value]) -> str | None:
-    if site.already is not None:
-        return f"it is already quantized ({site.already})"
-    if site.refusal is not None:
-        return site.refusal
-    if site.is_embedding:
-        return "it looks up rows of its weight, so there is no activation to have statistics of"
-    if site.path:
-        return (
-            f"it is inside {site.path!r}, and what is computed in the body of an operator or "
-            "function cannot be observed: inline functions first"
-        )
-    if site.input is None or site.input not in live:
-        return "what it multiplies does not depend on the samples: fold constants first"
-    reading = reading_of(site)
-    return reading if isinstance(reading, str) else None
-
-
-def _visits(copy: ir.Model, sites: Sequence[Site]) -> list[Visit]:
-    """The sites of the caller together with those of the copy that is run."""
-    by_output = {site.output.name: site for site in find_sites(copy) if not site.path}
-    visits = []
-    for site in sites:
-        twin = by_output.get(site.output.name)
-        if twin is None or twin.input is None:
-            raise CalibrationError(
-                f"Site {site.name!r} is not a site of this model: find the sites of the very "
-                "model that is calibrated."
-            )
-        reading = reading_of(twin)
-        if not isinstance(reading, str):
-            visits.append(Visit(site=site, copy=twin, input=twin.input, reading=reading))
-    return visits
 
 
 def _split(

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from onnxq.calibration.course import unreachable_sites
 from onnxq.calibration.readings import reading_of
 from onnxq.calibration.segments import Cut, Segment, Visit, cut_segments
-from onnxq.calibration.site_statistics import unreachable_sites
 from onnxq.calibration.wiring import Wiring
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.topology import Topology

@@ -1,0 +1,155 @@
+"""How fast this machine is, measured once on small shapes and kept in the user's cache.
+
+Times follow from counts of operations over these rates. They were taken when the machine was as
+busy as it was: on a machine that does other work, times are worth a factor of two.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from onnxq.formats import Format
+from onnxq.numerics.hadamard import fast_apply
+from onnxq.numerics.linalg import factor_hessian
+from onnxq.passes.site_solving import SiteProblem, solve_site
+from onnxq.planning.overhead import Overhead, measured_overhead
+from onnxq.runtime.measured_table import MeasuredTable
+from onnxq.solvers.nearest import nearest
+from onnxq.solvers.statistics import Statistics
+
+__all__ = ["Rates"]
+
+_SMALL, _LARGE = 256, 768
+"""Sides of the weights on which solvers are timed."""
+_TIMES = 2
+
+
+class Rates:
+    """Seconds for each unit of work; whatever is asked for the first time is measured then."""
+
+    def __init__(self, table: MeasuredTable | None = None) -> None:
+        """Use the table in the cache unless another one is given."""
+        self._table = table or MeasuredTable("planning/rates")
+
+    @functools.cached_property
+    def overhead(self) -> Overhead:
+        """Memory that no shape explains."""
+        return measured_overhead(self._table)
+
+    @property
+    def multiply(self) -> float:
+        """Of one multiplication and addition in float32, in a large product."""
+        x = np.ones((768, 768), np.float32)
+        return self._get("multiply-add", lambda: _seconds(lambda: x @ x) / 768**3)
+
+    @property
+    def eliminate(self) -> float:
+        """Of the factor of a Hessian, over the cube of its columns."""
+        size = 768
+        hessian = np.eye(size) * 2 + 1
+        how = {"exact": False}
+        return self._get(
+            "factor", lambda: _seconds(lambda: factor_hessian(hessian, **how)) / size**3
+        )
+
+    @property
+    def rotate(self) -> float:
+        """Of a weight multiplied by a Hadamard matrix in float64."""
+        x = np.ones((64, 4096))
+        return self._get("rotate", lambda: _seconds(lambda: fast_apply(x)) / x.size)
+
+    @property
+    def copy(self) -> float:
+        """Of a byte copied in memory, to pages that are new."""
+        x = np.ones(32 << 20, np.uint8)
+        return self._get("copy", lambda: _seconds(x.copy) / x.size)
+
+    @property
+    def store(self) -> float:
+        """Of a byte written to a temporary file and synced, and of one read again."""
+        return self._get("store", _stored)
+
+    def round_nearest(self, fmt: Format, options: Mapping[str, Any]) -> float:
+        """Of a weight rounded to nearest."""
+        rows = _weight(256, 1024)
+        return self._get(
+            f"nearest {fmt} {_text(options)}",
+            lambda: _seconds(lambda: nearest(rows, fmt, **options)) / rows.size,
+        )
+
+    def solve(
+        self, solver: str, fmt: Format, options: Mapping[str, Any], *, refit: bool
+    ) -> tuple[float, float]:
+        """Of a weight that a solver chooses codes for: fixed, and for each column of the matrix.
+
+        The factor of the Hessian is not counted: see `eliminate`.
+        """
+        found = []
+        for columns in (_SMALL, _LARGE):
+            key = f"solve {solver} {fmt} {_text(options)} {refit} {columns}"
+
+            def measure(columns: int = columns) -> float:
+                problem = _problem(columns, fmt, solver, options, refit)
+                whole = _seconds(lambda: solve_site(problem)) - self.eliminate * columns**3
+                return max(whole, 0.0) / problem.rows.size
+
+            found.append(self._get(key, measure))
+        slope = max(0.0, (found[1] - found[0]) / (_LARGE - _SMALL))
+        return max(0.0, found[0] - slope * _SMALL), slope
+
+    def _get(self, key: str, measure: Callable[[], float]) -> float:
+        return self._table.get(f"seconds of {key}", measure)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """The least of some runs, after one that loads what is loaded late."""
+    run()
+    found = []
+    for _ in range(_TIMES):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def _stored() -> float:
+    content = np.random.default_rng(0).bytes(64 << 20)
+    with tempfile.TemporaryFile(prefix="onnxq-") as file:
+        start = time.perf_counter()
+        file.write(content)
+        file.flush()
+        file.seek(0)
+        file.read()
+        return (time.perf_counter() - start) / len(content)
+
+
+def _text(options: Mapping[str, Any]) -> str:
+    return json.dumps(dict(options), sort_keys=True, default=str)
+
+
+def _weight(rows: int, columns: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).standard_normal((rows, columns), np.float32)
+
+
+def _problem(
+    columns: int, fmt: Format, solver: str, options: Mapping[str, Any], refit: bool
+) -> SiteProblem:
+    x = _weight(2 * columns, columns)
+    return SiteProblem(
+        rows=_weight(_LARGE, columns),
+        statistics=(
+            Statistics(hessian=x.T @ x / np.float64(len(x)), drift=np.zeros((columns, columns))),
+        ),
+        fmt=fmt,
+        solver=solver,
+        options=options,
+        seed=0,
+        refit=refit,
+    )

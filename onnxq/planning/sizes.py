@@ -1,0 +1,189 @@
+"""What a model is as shapes: weights that cannot be read, and sizes of activations of samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import OnnxqError
+from onnxq.graph.data_file import FileTensor
+from onnxq.graph.opset import infer_shapes
+from onnxq.graph.stage import clone_model
+from onnxq.graph.walk import walk_graphs
+from onnxq.graph.weights import weight_tensor
+
+__all__ = ["Sizes", "WeightWasRead", "held_in_memory", "is_lazy", "shadow_of"]
+
+_SMALL = 1 << 16
+"""Weights up to so many bytes (scales of norms, shapes, biases) may be read."""
+_WIDE = {"Softmax", "Attention", "MultiHeadAttention", "GroupQueryAttention"}
+
+Sample = Mapping[str, "np.ndarray[Any, Any]"]
+
+
+class WeightWasRead(OnnxqError):
+    """A pass asked for the content of a weight that only has a shape."""
+
+
+class _Shape(ir.LazyTensor):
+    """A weight without content."""
+
+
+def shadow_of(model: ir.Model) -> ir.Model:
+    """A copy of the model in which large weights have their shape and type, and no content."""
+    copy = clone_model(model)
+    for _, graph in walk_graphs(copy):
+        if not isinstance(graph, ir.Graph):
+            continue
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes > _SMALL:
+                shape = ir.Shape(tensor.shape.numpy())
+                value.const_value = _Shape(
+                    _refuse, dtype=tensor.dtype, shape=shape, name=value.name
+                )
+    return copy
+
+
+def _refuse() -> NoReturn:
+    raise WeightWasRead("a weight that has no content was read")
+
+
+def is_lazy(value: ir.Value) -> bool:
+    """Whether a pass has given the weight content that is computed when it is read."""
+    tensor = weight_tensor(value)
+    return isinstance(tensor, ir.LazyTensor) and not isinstance(tensor, _Shape)
+
+
+def held_in_memory(model: ir.Model) -> int:
+    """Bytes of weights that are in memory already, and not in a file."""
+    found: dict[int, int] = {}
+    for _, graph in walk_graphs(model):
+        if isinstance(graph, ir.Graph):
+            for value in graph.initializers.values():
+                tensor = value.const_value
+                if tensor is not None and not isinstance(
+                    tensor, FileTensor | ir.ExternalTensor | ir.LazyTensor
+                ):
+                    found[id(tensor)] = tensor.nbytes
+    return sum(found.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Bytes of values of a model for samples of given shapes.
+
+    Attributes:
+        samples: shape of every input, for each sample.
+        is_assumed: whether there were no samples, and shapes are a guess.
+    """
+
+    samples: Sequence[Mapping[str, tuple[int, ...]]]
+    is_assumed: bool = False
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Sizes:
+        """Those of real samples."""
+        return cls([{name: array.shape for name, array in sample.items()} for sample in samples])
+
+    @classmethod
+    def assumed(cls, model: ir.Model, count: int, length: int) -> Sizes:
+        """So many samples of a batch of 1 and ``length`` along every other size that varies."""
+        shapes = {}
+        for value in model.graph.inputs:
+            if not value.is_initializer():
+                dims = list(value.shape) if value.shape is not None else [None, None]
+                sizes = [d if isinstance(d, int) and d > 0 else length for d in dims]
+                if dims and not isinstance(dims[0], int):
+                    sizes[0] = 1
+                shapes[value.name or ""] = tuple(sizes)
+        return cls([shapes] * count, is_assumed=True)
+
+    def bound(self, model: ir.Model) -> Values:
+        """Sizes of the values of a model, whose shapes are inferred in place."""
+        infer_shapes(model)
+        largest = max(self.samples, key=_elements, default={})
+        names: dict[str, int] = {}
+        for value in model.graph.inputs:
+            for dim, size in zip(
+                value.shape or (), largest.get(value.name or "", ()), strict=False
+            ):
+                if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                    names[dim.value] = size
+        return Values(names, max((max(s, default=1) for s in largest.values()), default=1))
+
+    @property
+    def count(self) -> int:
+        """How many samples."""
+        return len(self.samples)
+
+    @property
+    def tokens(self) -> int:
+        """Positions of all samples: of the input with the most elements in each."""
+        return sum(_elements(sample) for sample in self.samples)
+
+    @property
+    def share(self) -> float:
+        """Mean elements of a sample over those of the largest."""
+        largest = max((_elements(sample) for sample in self.samples), default=1)
+        return self.tokens / max(1, largest * self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """Sizes of values for one sample, the largest.
+
+    Attributes:
+        names: sizes by the name of a dimension.
+        other: of a dimension whose name says nothing.
+    """
+
+    names: Mapping[str, int]
+    other: int
+
+    def elements(self, value: ir.Value) -> int:
+        """How many numbers it holds; where nothing is known of it, a guess."""
+        return math.prod(self._sizes(value))
+
+    def nbytes(self, value: ir.Value) -> int:
+        """Bytes of it."""
+        bits = 32 if value.dtype is None or value.dtype.bitwidth == 0 else value.dtype.bitwidth
+        return self.elements(value) * bits // 8
+
+    def working(self, nodes: Sequence[ir.Node]) -> int:
+        """Bytes that a runtime needs at once beside the weights: those of the largest node.
+
+        What a node reads and gives, in float32, and the scores of attention.
+        """
+        return max((self._of_node(node) for node in nodes), default=0)
+
+    def _of_node(self, node: ir.Node) -> int:
+        reads = [v for v in node.inputs if v is not None and v.const_value is None]
+        size = sum(4 * self.elements(value) for value in {*reads, *node.outputs})
+        if node.op_type in _WIDE and node.op_type != "Softmax" and node.inputs[0] is not None:
+            names = ("q_num_heads", "num_heads")
+            heads = max((node.attributes.get_int(name, 0) for name in names), default=0) or 1
+            length = self._sizes(node.inputs[0])[-2] if self._sizes(node.inputs[0])[1:] else 1
+            size += 2 * 4 * heads * length**2
+        return size
+
+    def _sizes(self, value: ir.Value) -> list[int]:
+        if value.shape is None:
+            return [self.other]
+        sizes = []
+        for dim in value.shape:
+            if isinstance(dim, int) and dim > 0:
+                sizes.append(dim)
+            else:
+                name = dim.value if isinstance(dim, ir.SymbolicDim) else None
+                sizes.append(self.names.get(name or "", self.other))
+        return sizes
+
+
+def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return max((math.prod(shape) for shape in shapes.values()), default=1)
