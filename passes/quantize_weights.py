@@ -203,18 +203,10 @@ class QuantizeWeights(Pass):
             nearest_options={} if self.search is None else {"search": self.search},
             seed=self.seed,
         )
-        formats = {site.name: fmt for site in found if (fmt := self.format_of(site))}
-        able = [
-            site
-            for site in found
-            if site.name in formats and site_refusal(site, formats[site.name], self.write) is None
-        ]
-        tables = [site for site in able if site.kind == "Gather" or self._is_data_free(site)]
+        formats, tables, rest = self.division(found)
         codes.round_without_data(tables)
         needs = find_solver(self.solver).needs
         if needs:
-            names = {site.name for site in tables}
-            rest = [site for site in able if site.name not in names]
             weights = parse_token_weights(self.token_weights)
             how = Gathering(
                 flow=self.flow,
@@ -229,6 +221,20 @@ class QuantizeWeights(Pass):
             gather(model, formats, rest, context, how)
             codes.move_biases(rest)
         return codes
+
+    def division(self, found: Sequence[Site]) -> tuple[dict[str, Format], list[Site], list[Site]]:
+        """Formats by name of the site; sites rounded without data, and those given to the solver.
+
+        A solver that needs no data gets all of the latter when they are written.
+        """
+        formats = {site.name: fmt for site in found if (fmt := self.format_of(site))}
+        able = [
+            site
+            for site in found
+            if site.name in formats and site_refusal(site, formats[site.name], self.write) is None
+        ]
+        tables = [site for site in able if site.kind == "Gather" or self._is_data_free(site)]
+        return formats, tables, [site for site in able if site not in tables]
 
     def _options(self) -> dict[str, Any]:
         """The options of the solver, its ``search`` among them, checked."""

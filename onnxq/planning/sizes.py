@@ -17,7 +17,15 @@ from onnxq.graph.stage import clone_model
 from onnxq.graph.walk import walk_graphs
 from onnxq.graph.weights import weight_tensor
 
-__all__ = ["Sizes", "WeightWasRead", "held_in_memory", "is_lazy", "shadow_of"]
+__all__ = [
+    "Sizes",
+    "Values",
+    "WeightWasRead",
+    "held_in_memory",
+    "is_lazy",
+    "refuse_reading",
+    "shadow_of",
+]
 
 _SMALL = 1 << 16
 """Weights up to so many bytes (scales of norms, shapes, biases) may be read."""
@@ -45,12 +53,13 @@ def shadow_of(model: ir.Model) -> ir.Model:
             if tensor is not None and tensor.nbytes > _SMALL:
                 shape = ir.Shape(tensor.shape.numpy())
                 value.const_value = _Shape(
-                    _refuse, dtype=tensor.dtype, shape=shape, name=value.name
+                    refuse_reading, dtype=tensor.dtype, shape=shape, name=value.name
                 )
     return copy
 
 
-def _refuse() -> NoReturn:
+def refuse_reading() -> NoReturn:
+    """Compute the content of a weight that has none."""
     raise WeightWasRead("a weight that has no content was read")
 
 

@@ -12,11 +12,11 @@ from onnxq.numerics.linalg import factor_hessian
 from onnxq.solvers.inputs import check_columns
 from onnxq.solvers.statistics import Statistics
 
-__all__ = ["moved_target", "objective"]
+__all__ = ["ENTRIES", "moved_target", "objective"]
 
 Array = npt.NDArray[Any]
 
-_ENTRIES = 1 << 22
+ENTRIES = 1 << 22
 """Of a weight, in float64 at a time: the wide copies of a large one would be its largest."""
 
 
@@ -51,7 +51,7 @@ def objective(
     if asymmetric:
         drift = xp.astype(_drift(statistics, "the asymmetric objective"), xp.float64, copy=False)
     costs = []
-    step = max(1, _ENTRIES // int(weight.shape[1]))
+    step = max(1, ENTRIES // int(weight.shape[1]))
     for start in range(0, max(1, int(weight.shape[0])), step):
         wanted = xp.astype(weight[start : start + step], xp.float64)
         error = wanted - xp.astype(decoded[start : start + step], xp.float64)
