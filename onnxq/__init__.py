@@ -1,8 +1,8 @@
 """onnxq turns trained models into verified, quantized ONNX artifacts.
 
-The public verbs are `load`, `quantize`, `compare`, `evaluate`, `debug`, `check` and `build`, and
-`ops_library` is where the kernels of our operators are; all are imported on first use, so ``import
-onnxq`` is fast and needs neither torch nor a runtime.
+The public verbs are `load`, `plan`, `quantize`, `compare`, `evaluate`, `debug`, `check` and
+`build`, and `ops_library` is where the kernels of our operators are; all are imported on first use,
+so ``import onnxq`` is fast and needs neither torch nor a runtime.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxq.api import Quantized, build, check, compare, debug, load, quantize
+    from onnxq.api import Quantized, build, check, compare, debug, load, plan, quantize
     from onnxq.errors import OnnxqError
     from onnxq.quality import evaluate as evaluate
     from onnxq.runtime import ops_library
@@ -26,6 +26,7 @@ __all__ = [
     "evaluate",
     "load",
     "ops_library",
+    "plan",
     "quantize",
 ]
 

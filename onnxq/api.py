@@ -15,10 +15,12 @@ from onnxq.budget.account import ACCOUNT, with_bytes
 from onnxq.budget.request import Request, chosen_policy, default_recipe
 from onnxq.budget.run import quantize_to_budget
 from onnxq.debugging import Debugged, debug
+from onnxq.errors import UsageError
 from onnxq.evaluate import Comparison, bench_models, compare_models
 from onnxq.export.artifact import REPORT_NAME, Artifact, file_hash, refuse_foreign, write_artifact
 from onnxq.export.target import BuiltTarget, DeploymentTarget, Verdicts
 from onnxq.export.targets import build_folder, target_with
+from onnxq.foresight import bounded, plan
 from onnxq.graph import load
 from onnxq.graph.reading import find_model_file
 from onnxq.numerics.threads import limited_threads
@@ -47,6 +49,7 @@ __all__ = [
     "debug",
     "evaluate",
     "load",
+    "plan",
     "quantize",
     "report",
 ]
@@ -148,6 +151,7 @@ def quantize(
     work: str | Path | None = None,
     log: str | Path | None = None,
     profile: str | Path | None = None,
+    memory: str | int | None = None,
     progress: Progress = no_progress,
 ) -> Quantized:
     """Run a recipe on a model and, when ``out`` is given, write the verified artifact.
@@ -188,6 +192,9 @@ def quantize(
             until `onnxq clean` removes it. None keeps nothing.
         log: a file for what happens, one line of JSON for each event; see docs/long_runs.md.
         profile: a folder for the statistics of Python's profiler, one file for each stage.
+        memory: a bound on memory, in bytes or as ``8GB``: by the plan of the run (`onnxq.plan`)
+            so much is kept on disk, and so few sites are solved at once, that it holds. The model
+            has the same bytes. Not with a budget.
         progress: called with (what, done, total).
 
     Raises:
@@ -227,6 +234,10 @@ def quantize(
             "workers": hands,
             "work": None if folder is None else stack.enter_context(WorkFolder(folder)),
         }
+        if memory is not None:
+            if request is not None:
+                raise UsageError("--memory is not for budgets yet: give one of the two.")
+            how |= bounded(original, chosen, samples, check=check, workers=hands, memory=memory)
         account: Mapping[str, Any] | None = None
         if request is None or rules is None:
             result = run_recipe(original, chosen, **how)

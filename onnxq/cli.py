@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from onnxq import deploying, explaining, listing, searching, working
+from onnxq import deploying, explaining, foreseeing, listing, searching, working
 from onnxq.console import Json, progress_bars, say_error, show
 from onnxq.errors import OnnxqError, UsageError
 from onnxq.quality import METRICS
@@ -28,6 +28,7 @@ app.add_typer(listing.app)
 app.add_typer(deploying.app)
 app.add_typer(working.app)
 app.add_typer(explaining.app)
+app.add_typer(foreseeing.app)
 app.add_typer(searching.app)
 
 Model = Annotated[
@@ -142,6 +143,10 @@ def quantize(
     profile: Annotated[
         bool, typer.Option(help="Profile each stage into OUT.profile; print what took most.")
     ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Stay below, e.g. 8GB: more on disk, fewer workers, the same bytes."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Quantize a model by a recipe and write a verified artifact."""
@@ -172,6 +177,7 @@ def quantize(
             work=kept,
             log=log or beside(here, "log.jsonl"),
             profile=beside(here, "profile") if profile else None,
+            memory=memory,
             progress=progress,
         )
     if profile:

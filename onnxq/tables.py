@@ -400,3 +400,60 @@ def built(console: Console, value: Mapping[str, Any]) -> None:
     table(console, files, title=f"{value['target']} in {value['folder']}")
     values(console, value["verified"])
     verdicts(console, value["check"])
+
+
+def plan(console: Console, value: Mapping[str, Any]) -> None:
+    """Print a plan: its stages, what they add up to, and sentences."""
+    rows = [
+        {
+            "stage": stage["step"],
+            "part": stage["part"] or "–",
+            "times": stage["count"],
+            "memory": _size(stage["memory"]),
+            "resident": _size(stage["resident"]),
+            "seconds": round(stage["seconds"], 1),
+            "disk": _size(stage["disk"]),
+        }
+        for stage in value["stages"]
+        if stage["seconds"] >= 0.05 or stage["memory"] == value["memory"] or stage["part"]
+    ]
+    table(console, rows, title=f"plan of {value['recipe']}")
+    peak = value["peak"]
+    console.print(
+        f"Peak {_size(value['memory'])} ({_size(value['resident'])} resident) in {peak['step']}"
+        f"{': ' + peak['part'] if peak['part'] else ''}; {duration(value['seconds'])}; "
+        f"{_size(value['disk'])} written.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    for sentence in (*value["hints"], *value["assumptions"], *value["unforeseen"]):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def plans(console: Console, values: Sequence[Mapping[str, Any]]) -> None:
+    """Print what several numbers of workers take, beside the first of them."""
+    first = values[0]
+    rows = [
+        {
+            "workers": value["workers"],
+            "time": duration(value["seconds"]),
+            "times as fast": round(first["seconds"] / max(value["seconds"], 1e-9), 2),
+            "memory": _size(value["memory"]),
+        }
+        for value in values
+    ]
+    table(console, rows, title=f"plan of {first['recipe']}")
+    for sentence in (*first["assumptions"], *first["unforeseen"]):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"

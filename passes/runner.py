@@ -22,8 +22,8 @@ from onnxq.passes.recipe import Recipe
 from onnxq.passes.site_outliers import OutlierShift, OutlierWatch
 from onnxq.passes.site_patterns import name_roles
 from onnxq.runtime import random_samples
-from onnxq.runtime.run_log import note, stage
 from onnxq.runtime.memory_settings import MemorySettings
+from onnxq.runtime.run_log import note, stage
 from onnxq.runtime.work_folder import WorkFolder
 from onnxq.runtime.workers import Workers
 

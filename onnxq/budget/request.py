@@ -121,19 +121,19 @@ def _is_fast(request: Request) -> bool:
     return request.latency_ms is not None
 
 
-def parse_size(text: str | int) -> int:
+def parse_size(text: str | int, option: str = "--size") -> int:
     """Bytes of ``60MB`` (10⁶), ``1.5GiB`` (2³⁰), ``60000000``.
 
     Raises:
-        UsageError: it is no size.
+        UsageError: it is no size; the message names the option.
     """
     if isinstance(text, int):
-        return int(_positive(text, "--size"))
+        return int(_positive(text, option))
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise UsageError(f"--size {text!r} is no size: write bytes, or 60MB, or 1.5GiB.")
+        raise UsageError(f"{option} {text!r} is no size: write bytes, or 60MB, or 1.5GiB.")
     unit = match["unit"].lower().removesuffix("b")
-    return int(_positive(float(match["number"]) * _UNITS[unit], "--size"))
+    return int(_positive(float(match["number"]) * _UNITS[unit], option))
 
 
 def _number(text: str, option: str, example: str) -> float:

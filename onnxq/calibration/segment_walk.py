@@ -290,4 +290,3 @@ def _checked(visit: Visit, new: np.ndarray | NewWeight) -> NewWeight:
             "solver; leave the site out, or choose another one."
         )
     return solved
-

@@ -11,6 +11,7 @@ from onnxq.calibration.course import Course, course_of
 from onnxq.calibration.token_weights import parse_token_weights
 from onnxq.formats import Format
 from onnxq.graph.sites import Site, find_sites
+from onnxq.numerics.threads import default_threads
 from onnxq.passes.learned_rounding import find_solver
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.weight_forms import site_refusal, written_form
@@ -113,6 +114,7 @@ def _walker(
             rates=rates,
             settings=settings,
             workers=workers,
+            threads=default_threads(),
             is_mapped=is_mapped,
             idle=int(rates.overhead.idle),
         )

@@ -18,6 +18,7 @@ import numpy as np
 from onnxq.formats import Format
 from onnxq.numerics.hadamard import fast_apply
 from onnxq.numerics.linalg import factor_hessian
+from onnxq.numerics.threads import default_threads
 from onnxq.passes.site_solving import SiteProblem, solve_site
 from onnxq.planning.overhead import Overhead, measured_overhead
 from onnxq.runtime.measured_table import MeasuredTable
@@ -97,7 +98,10 @@ class Rates:
 
             def measure(columns: int = columns) -> float:
                 problem = _problem(columns, fmt, solver, options, refit)
-                whole = _seconds(lambda: solve_site(problem)) - self.eliminate * columns**3
+                whole = (
+                    _seconds(lambda: solve_site(problem, default_threads()))
+                    - self.eliminate * columns**3
+                )
                 return max(whole, 0.0) / problem.rows.size
 
             found.append(self._get(key, measure))

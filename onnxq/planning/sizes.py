@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -96,7 +96,7 @@ class Sizes:
     is_assumed: bool = False
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> Sizes:
+    def of(cls, samples: Iterable[Sample]) -> Sizes:
         """Those of real samples."""
         return cls([{name: array.shape for name, array in sample.items()} for sample in samples])
 

@@ -89,6 +89,7 @@ class PlannedWalk:
         rates: of this machine.
         settings: what is kept in memory.
         workers: how many sites are solved at once.
+        threads: how many samples run at once.
         is_mapped: whether weights are in files.
         idle: memory of a worker that does nothing.
     """
@@ -101,6 +102,7 @@ class PlannedWalk:
     rates: Rates
     settings: MemorySettings
     workers: int
+    threads: int
     is_mapped: bool
     idle: int
 
@@ -112,7 +114,8 @@ class PlannedWalk:
 
     def _segment(self, segment: Segment, *, is_last: bool) -> PlannedSegment:
         held, spilled = self._held(segment)
-        working = int(self.values.working(segment.nodes))
+        at_once = min(self.threads, self.sizes.count)
+        working = self.values.working(segment.nodes) * at_once
         need = Need(0, 0)
         serial = 0.0
         keys = {key_of(visit): visit for visit in segment.visits}
@@ -165,7 +168,8 @@ class PlannedWalk:
         rows = min(batch.rows, self.sizes.tokens) if len(widths) else 0
         block = 4 * batch.rows * sum(widths) * (rows / max(1, batch.rows))
         columns = max(columns_of(visit.copy) for visit in batch.visits.values())
-        product = 4 * columns * min(columns, PANEL if columns > 2 * PANEL else columns)
+        panel = PANEL if columns > 2 * PANEL else columns
+        product = 2 * 4 * columns * panel  # the last one lives until the next one is made
         memory = int(block + product)
         on_disk = self.settings.hessians_on_disk
         need = Need(memory, memory).beside(*((0, matrices) if on_disk else (matrices, 0)))

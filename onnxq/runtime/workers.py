@@ -94,8 +94,9 @@ class Workers:
         """
         if self.count == 1 or len(problems) < 2:
             with limited_threads(self.threads_here):
-                for number, problem in enumerate(problems):
-                    _hand(number, _tried(function, problem, self.threads_here), keep, fail)
+                for number in range(len(problems)):  # one of them is in memory at a time
+                    found = _tried(function, problems[number], self.threads_here)
+                    _hand(number, found, keep, fail)
             return
         done = lost = 0
         while done < len(problems):
@@ -121,13 +122,13 @@ class Workers:
 
         threads = self.threads_each(len(problems))
         if self.backend == "threads":
-            jobs = [joblib.delayed(_tried)(function, problem, threads) for problem in problems]
+            jobs = (joblib.delayed(_tried)(function, problem, threads) for problem in problems)
             with limited_threads(threads):
                 yield from joblib.Parallel(
                     self.count, backend="threading", return_as="generator", pre_dispatch="2*n_jobs"
                 )(jobs)
             return
-        jobs = [joblib.delayed(_alone)(function, problem, threads) for problem in problems]
+        jobs = (joblib.delayed(_alone)(function, problem, threads) for problem in problems)
         if self.backend != "processes":
             yield from _cluster(self.backend, self.address, self.count)(jobs)
             return
