@@ -25,7 +25,7 @@ import onnx_ir as ir
 from onnxq.graph import add_weight, save
 from onnxq.graph.writing import SaveProgress
 
-__all__ = ["SEVEN_BILLION", "GeneratedLlama"]
+__all__ = ["SEVENTY_BILLION", "SEVEN_BILLION", "GeneratedLlama"]
 
 _Content = Callable[[], npt.NDArray[np.float16]] | npt.NDArray[np.float16]
 
@@ -156,13 +156,14 @@ class GeneratedLlama:
         """
         return save(self.model(source), folder / "model.onnx", progress=progress, external=True)
 
-    def model(self, source: Path) -> ir.Model:
-        """The model, its weights computed when they are read."""
+    def model(self, source: Path | None) -> ir.Model:
+        """The model, its weights computed when they are read; without a source they cannot be."""
         built = ir.from_onnx_text(self._text())
-        spreads = _spreads(source, self.layers)
+        spreads = {} if source is None else _spreads(source, self.layers)
         for weight in self._weights():
-            spread = spreads[weight.role, weight.layer]
-            _put(built.graph, weight.name, weight.shape, self._drawing(weight, spread))
+            spread = spreads.get((weight.role, weight.layer))
+            content = _no_content if spread is None else self._drawing(weight, spread)
+            _put(built.graph, weight.name, weight.shape, content)
         for name in self._norms():
             _put(built.graph, name, (self.width,), np.ones(self.width, np.float16))
         _put(built.graph, "cos", *self._rotary(np.cos))
@@ -240,6 +241,13 @@ class GeneratedLlama:
 
 SEVEN_BILLION = GeneratedLlama()
 """The shape of Llama-2-7B: 6.74 billion weights, 13.5 GB in float16."""
+
+SEVENTY_BILLION = GeneratedLlama(layers=80, width=8192, hidden=28672, heads=64, kv_heads=8)
+"""The shape of Llama-2-70B: 69 billion weights, 138 GB in float16."""
+
+
+def _no_content() -> npt.NDArray[np.float16]:
+    raise ValueError("this decoder was made without a source: its weights have shapes only")
 
 
 def _spreads(source: Path, layers: int) -> dict[tuple[str, int | None], _Spread]:

@@ -35,7 +35,7 @@ __all__ = ["SaveProgress", "save"]
 SaveProgress = Callable[[str, int, int], None]
 """Called with (tensor name, bytes written, bytes in all) before each tensor and at the end."""
 
-_INLINE_LIMIT = 64 << 20
+INLINE_LIMIT = 64 << 20
 """A model with no more weight bytes than this is one file, unless asked otherwise."""
 _SMALL = 1024
 """Tensors below this stay in the model file: shapes, axes, scalars the runtime reads at once."""
@@ -126,7 +126,7 @@ def _plan(model: ir.Model, external: bool | None) -> list[_Slot]:
             continue
         users.setdefault(_content_key(tensor), (tensor, []))[1].append(user)
     total = inline + sum(tensor.nbytes for tensor, _ in users.values())
-    if external is False or (external is None and total <= _INLINE_LIMIT):
+    if external is False or (external is None and total <= INLINE_LIMIT):
         if total > (1 << 31) - (16 << 20):
             raise ModelSaveError(
                 f"The weights take {total} bytes and a single ONNX file cannot exceed 2 GiB. "

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from onnxq.graph.writing import INLINE_LIMIT
 from onnxq.passes.runner import Check
 from onnxq.planning.ledger import Entry
 from onnxq.planning.rates import Rates
@@ -40,9 +41,9 @@ def check_stage(model: ir.Model, sizes: Sizes, rates: Rates, key: str, quantized
 
 def write_stage(model: ir.Model, sizes: Sizes, rates: Rates, size: int, check: Check) -> Entries:
     """The model file, hashed; and both models run on what was held back."""
-    entries = [
-        Entry(step="write", need=Need(_BUFFER, _BUFFER), seconds=2 * size * rates.store, disk=size)
-    ]
+    held = 3 * size if size <= INLINE_LIMIT else _BUFFER  # small models are one protobuf
+    seconds = 2 * size * rates.store
+    entries = [Entry(step="write", need=Need(held, held), seconds=seconds, disk=size)]
     if check == "auto":
         original, seconds, disk = _run(model, sizes, rates, 0)
         written, more, _ = _run(model, sizes, rates, size)

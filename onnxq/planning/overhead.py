@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from onnxq.errors import OnnxqError
 from onnxq.runtime.measured_table import MeasuredTable
@@ -98,16 +99,17 @@ def _measure() -> dict[str, float]:
     """What the fresh process does."""
     import numpy as np
 
-    import onnxq.api  # noqa: F401 - what every run imports
-    from onnxq.passes.recipe import load_recipe
+    from onnxq.api import quantize
 
-    load_recipe("int4_gptq")
     square = np.ones((512, 512), np.float32)
     square @ square  # the BLAS takes its buffers
-    idle = _status("VmRSS")
-    found: dict[str, float] = {"idle": idle}
-    _open_segment("float32", "MatMul", 64)
-    found["runtime"] = _status("VmRSS") - idle
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        small = _model("float32", "MatMul", 64)
+        quantize(small, "int4", check="off", out=Path(folder) / "out")  # what a run imports
+        idle = _status("VmHWM")
+        data: Any = [_feeds("float32", "MatMul", 64)] * 2
+        quantize(small, "int4_gptq", data=data, check="off", out=Path(folder) / "out")
+    found: dict[str, float] = {"idle": idle, "runtime": _status("VmHWM") - idle}
     for entry in _ENTRIES:
         nbytes = _ROWS * _COLUMNS * int(entry[-2:]) // 8
         bits = entry[-2:]
@@ -159,8 +161,6 @@ def _feeds(entry: str, kind: str, rows: int) -> dict[str, object]:
 
 
 def _open_segment(entry: str, kind: str, rows: int = _ROWS) -> None:
-    from typing import Any
-
     import onnx_ir as ir
 
     from onnxq.runtime import open_session
@@ -172,8 +172,6 @@ def _open_segment(entry: str, kind: str, rows: int = _ROWS) -> None:
 
 
 def _write(entry: str, folder: Path) -> Path:
-    from typing import Any
-
     from onnxq.graph import save
 
     model: Any = _model(entry, "MatMul", _ROWS)
@@ -181,8 +179,6 @@ def _write(entry: str, folder: Path) -> Path:
 
 
 def _open_file(path: Path) -> None:
-    from typing import Any
-
     from onnxq.runtime import open_session
 
     with open_session(path, optimize=False) as session:
