@@ -412,7 +412,7 @@ def plan(console: Console, value: Mapping[str, Any]) -> None:
             "memory": _size(stage["memory"]),
             "resident": _size(stage["resident"]),
             "seconds": round(stage["seconds"], 1),
-            "disk": _size(stage["disk"]),
+            "disk": _size(stage["disk"] + stage["spilled"]),
         }
         for stage in value["stages"]
         if stage["seconds"] >= 0.05 or stage["memory"] == value["memory"] or stage["part"]
@@ -422,7 +422,7 @@ def plan(console: Console, value: Mapping[str, Any]) -> None:
     console.print(
         f"Peak {_size(value['memory'])} ({_size(value['resident'])} resident) in {peak['step']}"
         f"{': ' + peak['part'] if peak['part'] else ''}; {duration(value['seconds'])}; "
-        f"{_size(value['disk'])} written.",
+        f"{_size(value['disk'])} of disk.",
         markup=False,
         highlight=False,
         soft_wrap=True,

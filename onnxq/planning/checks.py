@@ -35,7 +35,7 @@ def check_stage(model: ir.Model, sizes: Sizes, rates: Rates, key: str, quantized
         quantized: bytes of its weights when they are stored in few bits already; 0 before.
     """
     need, seconds, disk = _run(model, sizes, rates, quantized)
-    entry = Entry(step="check", part=f"after {key}", need=need, seconds=seconds, disk=disk)
+    entry = Entry(step="check", part=f"after {key}", need=need, seconds=seconds, spilled=disk)
     return lambda settings, workers: [entry]
 
 
@@ -48,7 +48,7 @@ def write_stage(model: ir.Model, sizes: Sizes, rates: Rates, size: int, check: C
         original, seconds, disk = _run(model, sizes, rates, 0)
         written, more, _ = _run(model, sizes, rates, size)
         both = original.beside(written.memory, written.resident - written.memory)
-        entries.append(Entry(step="compare", need=both, seconds=seconds + more, disk=disk))
+        entries.append(Entry(step="compare", need=both, seconds=seconds + more, spilled=disk))
     return lambda settings, workers: entries
 
 

@@ -78,7 +78,7 @@ def entries_of(
                 part=f"solve {segment.label}",
                 need=segment.need,
                 seconds=segment.seconds,
-                disk=segment.spilled,
+                spilled=segment.spilled,
                 scratch=segment.kept,
             )
             for segment in walk(settings, workers)

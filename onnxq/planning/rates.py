@@ -29,7 +29,7 @@ __all__ = ["Rates"]
 
 _SMALL, _LARGE = 256, 768
 """Sides of the weights on which solvers are timed."""
-_TIMES = 2
+_TIMES = 5
 
 
 class Rates:
@@ -113,7 +113,7 @@ class Rates:
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """The least of some runs, after one that loads what is loaded late."""
+    """The least of some runs, the one that other work disturbed least, after one more."""
     run()
     found = []
     for _ in range(_TIMES):

@@ -23,7 +23,8 @@ class PlannedStage:
         resident: the same with the pages of files that are mapped, which it takes back where it
             must: what ``VmHWM`` shows where nothing else wants memory.
         seconds: wall time.
-        disk: bytes written, to temporary files, the work folder or the output.
+        disk: bytes it leaves on disk: finished weights that are too many for memory, the output.
+        spilled: bytes of files that go when a part of it ends: activations, matrices.
     """
 
     step: str
@@ -33,6 +34,7 @@ class PlannedStage:
     resident: int = 0
     seconds: float = 0.0
     disk: int = 0
+    spilled: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -83,8 +85,8 @@ class Plan:
 
     @property
     def disk(self) -> int:
-        """Bytes written by all stages; temporary files are there until the end."""
-        return sum(stage.disk for stage in self.stages)
+        """Bytes on disk at the most: what is left by all stages, and the largest files that go."""
+        return sum(stage.disk for stage in self.stages) + max(s.spilled for s in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -4,6 +4,9 @@ Generates a float16 decoder of the shape of Llama-2-7B (13.5 GB; `onnxq.models.g
 quantizes it by recipes, each in a fresh process, and prints peak resident memory, seconds and bytes
 written: ``int4`` to nearest; rotated, then 4 bits to nearest; and GPTQ of the first blocks, on
 random tokens. Nothing is run in ONNX Runtime as a whole: that would take the memory of the model.
+
+Beside each figure is what `onnxq.plan` foresaw. Then plans of the shape of Llama-2-70B are printed,
+which has no weights here: the same recipes, all blocks, and GPTQ within 10 GB.
 """
 
 import argparse
@@ -17,13 +20,26 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.models.generated import GeneratedLlama
+import onnxq
+from onnxq.errors import UsageError
+from onnxq.models.generated import SEVENTY_BILLION, GeneratedLlama
 from onnxq.models.smollm2 import gguf_path
 from onnxq.runtime.machine import machine
 
 RUN = """
-import json, pathlib, sys, time
+import json, pathlib, sys, threading, time
 from onnxq import quantize
+
+def status(name):
+    text = pathlib.Path("/proc/self/status").read_text()
+    return int(text.split(name + ":")[1].split()[0]) * 1024
+
+def watch():
+    while not ended.wait(0.1):
+        anon[0] = max(anon[0], status("RssAnon"))
+
+anon, ended = [0], threading.Event()
+threading.Thread(target=watch, daemon=True).start()
 start = time.perf_counter()
 given = json.loads(sys.argv[1])
 out = pathlib.Path(given["out"])
@@ -35,10 +51,9 @@ if data is not None:
     data = [{name: stored[name][i : i + 1] for name in stored.files} for i in range(count)]
 done = quantize(given["model"], given["recipe"], out=out, set=given["set"], data=data, check="off")
 seconds = time.perf_counter() - start
-status = pathlib.Path("/proc/self/status").read_text()
-peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-print(json.dumps({"seconds": seconds, "peak": peak, "bytes": done.artifact.nbytes,
-                  "sites": len(done.quantized_sites)}))
+ended.set()
+print(json.dumps({"seconds": seconds, "peak": status("VmHWM"), "anon": anon[0],
+                  "bytes": done.artifact.nbytes, "sites": len(done.quantized_sites)}))
 """
 
 
@@ -83,16 +98,56 @@ def run(arguments: list[str]) -> None:
     for name, how in steps(options.layers, options.blocks, data).items():
         if options.steps and not name.startswith(tuple(options.steps)):
             continue
-        rows.append({"step": name, **one(model, how, options.folder)})
+        rows.append({"step": name, **foreseen(model, how), **one(model, how, options.folder)})
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     size = sum(file.stat().st_size for file in model.parent.iterdir())
     print(f"{shape.parameters / 1e9:.2f} billion weights, {size / 1e9:.1f} GB; {machine()}")
-    print("| step | sites | peak GB | seconds | written GB |\n|---|---:|---:|---:|---:|")
+    print("| step | sites | written GB | peak GB | foreseen | s | foreseen |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for row in rows:
-        sizes = f"{row['peak'] / 1e9:.2f} | {row['seconds']:.0f} | {row['bytes'] / 1e9:.2f}"
-        print(f"| {row['step']} | {row['sites']} | {sizes} |")
+        sizes = f"{row['bytes'] / 1e9:.2f} | {row['peak'] / 1e9:.2f} | {row['plan'] / 1e9:.2f}"
+        times = f"{row['seconds']:.0f} | {row['plan_seconds']:.0f}"
+        print(f"| {row['step']} | {row['sites']} | {sizes} | {times} |")
+    extrapolate()
     if options.json:
         options.json.write_text(json.dumps({"machine": str(machine()), "rows": rows}, indent=1))
+
+
+def foreseen(model: Path, how: dict) -> dict:
+    """Peak memory and seconds of a step, from shapes."""
+    data = samples(Path(how["data"])) if "data" in how else None
+    plan = onnxq.plan(model, how["recipe"], set=how["set"], data=data, check="off")
+    return {"plan": plan.resident, "plan_anon": plan.memory, "plan_seconds": plan.seconds}
+
+
+def samples(file: Path) -> list[dict[str, np.ndarray]]:
+    """Calibration samples, as the steps take them."""
+    stored = np.load(file)
+    count = len(stored["input_ids"])
+    return [{name: stored[name][i : i + 1] for name in stored.files} for i in range(count)]
+
+
+def extrapolate() -> None:
+    """Print the plans of 70 billion weights."""
+    model = SEVENTY_BILLION.model(None)
+    print(f"\n{SEVENTY_BILLION.parameters / 1e9:.0f} billion weights, planned:")
+    print("| recipe | peak GB | of it memory | hours | disk GB | largest stage |")
+    print("|---|---:|---:|---:|---:|---|")
+    nearest = ["quantize_weights.solver=nearest"]
+    for name, recipe, overrides, memory in (
+        ("`int4`", "int4", [], None),
+        ("rotated, 4 bits", "quarot_w4a8", nearest, None),
+        ("`int4_gptq`", "int4_gptq", [], None),
+        ("`int4_gptq --memory 10GB`", "int4_gptq", [], "10GB"),
+    ):
+        try:
+            plan = onnxq.plan(model, recipe, set=overrides, check="off", memory=memory)
+        except UsageError as error:
+            print(f"{name}: {error}")
+            continue
+        sizes = f"{plan.resident / 1e9:.1f} | {plan.memory / 1e9:.1f}"
+        times = f"{plan.seconds / 3600:.1f} | {plan.disk / 1e9:.0f}"
+        print(f"| {name} | {sizes} | {times} | {plan.peak.part or plan.peak.step} |")
 
 
 def generated(shape: GeneratedLlama, folder: Path) -> Path:
