@@ -41,12 +41,12 @@ class Entry:
     scratch: int = 0
 
 
-def ledger(entries: Iterable[Entry], base: int, bound: int) -> list[PlannedStage]:
+def ledger(entries: Iterable[Entry], base: Need, bound: int) -> list[PlannedStage]:
     """Stages in their order; parts of a pass that are alike, wherever they are in it, are one.
 
     Args:
         entries: in the order of the run.
-        base: bytes that are taken all the time.
+        base: what is taken all the time.
         bound: bytes of finished weights that each pass keeps in memory.
     """
     stages: dict[tuple[str, str], PlannedStage] = {}
@@ -57,7 +57,8 @@ def ledger(entries: Iterable[Entry], base: int, bound: int) -> list[PlannedStage
         total = kept.get(entry.step, 0) + entry.scratch
         written = max(0, total - bound) - max(0, kept.get(entry.step, 0) - bound)
         kept[entry.step] = total
-        need = entry.need.beside(base + before + min(bound, total) + min(freed, _HEAP))
+        kept_here = before + min(bound, total) + min(freed, _HEAP)
+        need = entry.need.beside(base.memory + kept_here, base.resident - base.memory)
         freed = max(freed, entry.need.memory)
         key = entry.step, entry.part
         old = stages.get(key, PlannedStage(step=entry.step, part=entry.part, count=0))

@@ -47,14 +47,14 @@ class Outline:
     Attributes:
         recipe: its name.
         parts: entries of each pass for given settings and workers.
-        base: memory that is taken all the time.
+        base: what is taken all the time.
         unforeseen: sentences on what has no numbers.
         assumptions: sentences on what was taken for granted.
     """
 
     recipe: str
     parts: Sequence[Entries]
-    base: int
+    base: Need
     unforeseen: tuple[str, ...]
     assumptions: tuple[str, ...]
 
@@ -104,6 +104,7 @@ def outline_of(
     parts.append(drawn.write(check))
     runs = check == "auto" or any(step.needs_samples for step in recipe.steps)
     over = rates.overhead
+    base = int(over.idle + runs * over.runtime) + held_in_memory(model)
     assumptions = list(drawn.assumptions)
     if sizes.is_assumed and any(step.needs_samples for step in recipe.steps):
         shape = max(sizes.samples[0].values(), default=())
@@ -114,7 +115,7 @@ def outline_of(
     return Outline(
         recipe=recipe.name,
         parts=parts,
-        base=int(over.idle + runs * over.runtime) + held_in_memory(model),
+        base=Need(base - int(over.mapped), base),
         unforeseen=tuple(drawn.unforeseen),
         assumptions=tuple(assumptions),
     )

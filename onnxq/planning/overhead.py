@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -35,6 +36,7 @@ class Overhead:
     Attributes:
         idle: resident memory once all is imported but the runtime.
         runtime: what the runtime adds.
+        mapped: pages of libraries among both, which the system takes back where it must.
         opened16: peak while a segment with float16 matrices is opened and run.
         opened32: with float32 matrices.
         looked_up: with a table that is only looked up.
@@ -44,6 +46,7 @@ class Overhead:
 
     idle: float
     runtime: float
+    mapped: float
     opened16: float
     opened32: float
     looked_up: float
@@ -99,8 +102,8 @@ def _measure() -> dict[str, float]:
     """What the fresh process does."""
     import numpy as np
 
-    from onnxq.api import quantize
-
+    # A program of its own, which does what every run does: rooms above this one included.
+    quantize = importlib.import_module("onnxq.api").quantize
     square = np.ones((512, 512), np.float32)
     square @ square  # the BLAS takes its buffers
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
@@ -110,6 +113,7 @@ def _measure() -> dict[str, float]:
         data: Any = [_feeds("float32", "MatMul", 64)] * 2
         quantize(small, "int4_gptq", data=data, check="off", out=Path(folder) / "out")
     found: dict[str, float] = {"idle": idle, "runtime": _status("VmHWM") - idle}
+    found["mapped"] = _status("RssFile")
     for entry in _ENTRIES:
         nbytes = _ROWS * _COLUMNS * int(entry[-2:]) // 8
         bits = entry[-2:]

@@ -27,8 +27,8 @@ from onnxq.solvers.statistics import Statistics
 
 __all__ = ["Rates"]
 
-_SMALL, _LARGE = 256, 768
-"""Sides of the weights on which solvers are timed."""
+_SIDE = 512
+"""Rows and columns of the weight on which solvers are timed."""
 _TIMES = 5
 
 
@@ -47,30 +47,22 @@ class Rates:
     @property
     def multiply(self) -> float:
         """Of one multiplication and addition in float32, in a large product."""
-        x = np.ones((768, 768), np.float32)
-        return self._get("multiply-add", lambda: _seconds(lambda: x @ x) / 768**3)
+        return self._get("multiply-add", _multiplied)
 
     @property
     def eliminate(self) -> float:
         """Of the factor of a Hessian, over the cube of its columns."""
-        size = 768
-        hessian = np.eye(size) * 2 + 1
-        how = {"exact": False}
-        return self._get(
-            "factor", lambda: _seconds(lambda: factor_hessian(hessian, **how)) / size**3
-        )
+        return self._get("factor", _factored)
 
     @property
     def rotate(self) -> float:
         """Of a weight multiplied by a Hadamard matrix in float64."""
-        x = np.ones((64, 4096))
-        return self._get("rotate", lambda: _seconds(lambda: fast_apply(x)) / x.size)
+        return self._get("rotate", _rotated)
 
     @property
     def copy(self) -> float:
         """Of a byte copied in memory, to pages that are new."""
-        x = np.ones(32 << 20, np.uint8)
-        return self._get("copy", lambda: _seconds(x.copy) / x.size)
+        return self._get("copy", _copied)
 
     @property
     def store(self) -> float:
@@ -79,34 +71,31 @@ class Rates:
 
     def round_nearest(self, fmt: Format, options: Mapping[str, Any]) -> float:
         """Of a weight rounded to nearest."""
-        rows = _weight(256, 1024)
-        return self._get(
-            f"nearest {fmt} {_text(options)}",
-            lambda: _seconds(lambda: nearest(rows, fmt, **options)) / rows.size,
-        )
+
+        def measure() -> float:
+            rows = _weight(256, 1024)
+            return _seconds(lambda: nearest(rows, fmt, **options)) / rows.size
+
+        return self._get(f"nearest {fmt} {_text(options)}", measure)
 
     def solve(
         self, solver: str, fmt: Format, options: Mapping[str, Any], *, refit: bool
     ) -> tuple[float, float]:
         """Of a weight that a solver chooses codes for: fixed, and for each column of the matrix.
 
-        The factor of the Hessian is not counted: see `eliminate`.
+        Each weight is multiplied with half the columns for feedback, and twice with all of them,
+        in float64, for its error. What else a solver does is measured on one small shape. The
+        factor of the Hessian is not counted: see `eliminate`.
         """
-        found = []
-        for columns in (_SMALL, _LARGE):
-            key = f"solve {solver} {fmt} {_text(options)} {refit} {columns}"
+        slope = 4.5 * self.multiply
+        key = f"solve {solver} {fmt} {_text(options)} {refit}"
 
-            def measure(columns: int = columns) -> float:
-                problem = _problem(columns, fmt, solver, options, refit)
-                whole = (
-                    _seconds(lambda: solve_site(problem, default_threads()))
-                    - self.eliminate * columns**3
-                )
-                return max(whole, 0.0) / problem.rows.size
+        def measure() -> float:
+            problem = _problem(fmt, solver, options, refit)
+            whole = _seconds(lambda: solve_site(problem, default_threads()))
+            return (whole - self.eliminate * _SIDE**3) / problem.rows.size
 
-            found.append(self._get(key, measure))
-        slope = max(0.0, (found[1] - found[0]) / (_LARGE - _SMALL))
-        return max(0.0, found[0] - slope * _SMALL), slope
+        return max(0.0, self._get(key, measure) - slope * _SIDE), slope
 
     def _get(self, key: str, measure: Callable[[], float]) -> float:
         return self._table.get(f"seconds of {key}", measure)
@@ -121,6 +110,27 @@ def _seconds(run: Callable[[], object]) -> float:
         run()
         found.append(time.perf_counter() - start)
     return min(found)
+
+
+def _multiplied() -> float:
+    x = np.ones((768, 768), np.float32)
+    return _seconds(lambda: x @ x) / 768**3
+
+
+def _factored() -> float:
+    size = 768
+    hessian = np.eye(size) * 2 + 1
+    return _seconds(lambda: factor_hessian(hessian, exact=False)) / size**3
+
+
+def _rotated() -> float:
+    x = np.ones((64, 4096))
+    return _seconds(lambda: fast_apply(x)) / x.size
+
+
+def _copied() -> float:
+    x = np.ones(32 << 20, np.uint8)
+    return _seconds(x.copy) / x.size
 
 
 def _stored() -> float:
@@ -142,15 +152,12 @@ def _weight(rows: int, columns: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).standard_normal((rows, columns), np.float32)
 
 
-def _problem(
-    columns: int, fmt: Format, solver: str, options: Mapping[str, Any], refit: bool
-) -> SiteProblem:
-    x = _weight(2 * columns, columns)
+def _problem(fmt: Format, solver: str, options: Mapping[str, Any], refit: bool) -> SiteProblem:
+    x = _weight(2 * _SIDE, _SIDE)
+    hessian = x.T @ x / np.float64(len(x))
     return SiteProblem(
-        rows=_weight(_LARGE, columns),
-        statistics=(
-            Statistics(hessian=x.T @ x / np.float64(len(x)), drift=np.zeros((columns, columns))),
-        ),
+        rows=_weight(_SIDE, _SIDE),
+        statistics=(Statistics(hessian=hessian, drift=np.zeros_like(hessian)),),
         fmt=fmt,
         solver=solver,
         options=options,

@@ -69,7 +69,7 @@ def weight_of(site: Site, mapped: bool) -> Weight:
     return Weight(
         rows=size // columns,
         columns=columns,
-        itemsize=4 if tensor is None else max(1, tensor.dtype.itemsize),
+        itemsize=4 if tensor is None else max(1, int(tensor.dtype.itemsize)),
         is_lazy=lazy,
         is_mapped=mapped,
         groups=site.groups,
