@@ -37,6 +37,11 @@ __all__ = ["Outline", "outline_of"]
 _ROTATIONS = ("rotate_residual", "rotate_heads", "rotate_weights")
 """Passes that compute new weights at once and keep them in the scratch file."""
 
+_SHARED = (
+    "Each worker is taken to have as many cores as this machine to itself, as on a cluster: workers "
+    "of one machine share them."
+)
+
 Entries = Callable[[MemorySettings, int], list[Entry]]
 
 
@@ -67,7 +72,7 @@ class Outline:
             recipe=self.recipe,
             stages=tuple(stages),
             unforeseen=self.unforeseen,
-            assumptions=self.assumptions,
+            assumptions=self.assumptions + (_SHARED,) * (workers > 1),
             settings=settings,
             workers=workers,
         )
