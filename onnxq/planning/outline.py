@@ -38,8 +38,8 @@ _ROTATIONS = ("rotate_residual", "rotate_heads", "rotate_weights")
 """Passes that compute new weights at once and keep them in the scratch file."""
 
 _SHARED = (
-    "Each worker is taken to have as many cores as this machine to itself, as on a cluster: workers "
-    "of one machine share them."
+    "Each worker is taken to have as many cores as this machine to itself, as on a cluster: "
+    "workers of one machine share them."
 )
 
 Entries = Callable[[MemorySettings, int], list[Entry]]

@@ -19,6 +19,8 @@ from onnxq.formats import Format
 from onnxq.numerics.hadamard import fast_apply
 from onnxq.numerics.linalg import factor_hessian
 from onnxq.numerics.threads import blas_threads, default_threads
+from onnxq.passes.channel_labels import Labels
+from onnxq.passes.rotation_weights import turned
 from onnxq.passes.site_solving import SiteProblem, solve_site
 from onnxq.planning.overhead import Overhead, measured_overhead
 from onnxq.runtime.measured_table import MeasuredTable
@@ -57,7 +59,7 @@ class Rates:
 
     @property
     def rotate(self) -> float:
-        """Of a weight multiplied by a Hadamard matrix in float64."""
+        """Of a weight multiplied by a Hadamard matrix in float64, from and to float16."""
         return self._get("rotate", _rotated)
 
     @property
@@ -128,8 +130,9 @@ def _factored() -> float:
 
 
 def _rotated() -> float:
-    x = np.ones((64, 4096))
-    return _seconds(lambda: fast_apply(x)) / x.size
+    weight = _weight(2048, 1024).astype(np.float16)
+    labels = Labels((0,), np.arange(len(weight)))
+    return _seconds(lambda: turned(weight, labels, len(weight), [fast_apply])) / weight.size
 
 
 def _copied() -> float:

@@ -72,7 +72,8 @@ def steps(layers: int, blocks: int, data: Path) -> dict[str, dict]:
 
 def run(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench scale", description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="holds the model: 13.5 GB")
+    parser.add_argument("--folder", type=Path, help="holds the model: 13.5 GB")
+    parser.add_argument("--plans", action="store_true", help="print plans only, run nothing")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--hidden", type=int, default=11008)
@@ -81,6 +82,12 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--steps", nargs="*", help="some of the steps, by their first letters")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    if options.plans:
+        extrapolate()
+        compare_workers()
+        return
+    if options.folder is None:
+        parser.error("give --folder, or --plans")
     shape = GeneratedLlama(
         layers=options.layers,
         width=options.width,
@@ -148,6 +155,27 @@ def extrapolate() -> None:
         sizes = f"{plan.resident / 1e9:.1f} | {plan.memory / 1e9:.1f}"
         times = f"{plan.seconds / 3600:.1f} | {plan.disk / 1e9:.0f}"
         print(f"| {name} | {sizes} | {times} | {plan.peak.part or plan.peak.step} |")
+
+
+def compare_workers() -> None:
+    """Print how long GPTQ takes with more and more workers, by the plan."""
+    smollm2 = GeneratedLlama(
+        layers=30, width=576, hidden=1536, heads=9, kv_heads=3, vocabulary=49152
+    )
+    models = {"SmolLM2-135M": smollm2, "7B": SEVEN_BILLION, "70B": SEVENTY_BILLION}
+    counts = (1, 2, 4, 8, 16, 32, 64)
+    free = ["quantize_weights.flow=one_shot", "quantize_weights.cut=blocks"]
+    print(f"\nHours of GPTQ on 128 windows of 512 tokens, planned; a worker is {machine()}")
+    print(f"| model | statistics | {' | '.join(map(str, counts))} |")
+    print("|---|---|" + "---:|" * len(counts))
+    for name, shape in models.items():
+        model = shape.model(None)
+        for how, overrides in (("sequential", []), ("one_shot, blocks", free)):
+            hours = []
+            for count in counts:
+                plan = onnxq.plan(model, "int4_gptq", set=overrides, check="off", workers=count)
+                hours.append(f"{plan.seconds / 3600:.3g}")
+            print(f"| {name} | {how} | {' | '.join(hours)} |", flush=True)
 
 
 def generated(shape: GeneratedLlama, folder: Path) -> Path:
