@@ -22,7 +22,7 @@ import numpy as np
 
 import onnxq
 from onnxq.errors import UsageError
-from onnxq.models.generated import SEVENTY_BILLION, GeneratedLlama
+from onnxq.models.generated import SEVEN_BILLION, SEVENTY_BILLION, GeneratedLlama
 from onnxq.models.smollm2 import gguf_path
 from onnxq.runtime.machine import machine
 
