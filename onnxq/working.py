@@ -15,13 +15,16 @@ from onnxq.console import Json, say_aside, show
 from onnxq.errors import OnnxqError, UsageError
 from onnxq.runtime.remote import is_remote
 from onnxq.runtime.remote_output import local_output
-from onnxq.runtime.run_log import heaviest
+from onnxq.runtime.run_log import heaviest, profile_seconds
 from onnxq.runtime.work_folder import WorkFolder, refuse_other, work_folders
 from onnxq.runtime.workers import Backend, OnFailure, Workers
 
 __all__ = ["app", "beside", "chosen_workers", "local_place", "show_profiles", "work_beside"]
 
 app = typer.Typer()
+
+_WORTH_SHOWING = 0.05
+"""Of all that was profiled; stages that took less are not printed."""
 
 
 def chosen_workers(
@@ -58,12 +61,14 @@ def beside(out: Path, what: str) -> Path:
 
 
 def show_profiles(folder: Path) -> None:
-    """Print the ten functions that took most in each stage, on standard error."""
+    """Print the ten functions that took most in each stage that is no trifle, on standard error."""
     from onnxq import tables
 
-    for file in sorted(folder.glob("*.pstats")):
-        show = functools.partial(tables.table, rows=heaviest(file), title=str(file))
-        say_aside(show)
+    found = {file: profile_seconds(file) for file in sorted(folder.glob("*.pstats"))}
+    for file, seconds in found.items():
+        if seconds >= _WORTH_SHOWING * sum(found.values()):
+            title = f"{file} ({seconds:.1f} s)"
+            say_aside(functools.partial(tables.table, rows=heaviest(file), title=title))
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from typing import Any
 from onnxq.errors import WorkFolderError
 from onnxq.runtime.peak_memory import PeakWatch
 
-__all__ = ["RunLog", "heaviest", "note", "stage", "stages_so_far"]
+__all__ = ["RunLog", "heaviest", "note", "profile_seconds", "stage", "stages_so_far"]
 
 _log = logging.getLogger("onnxq.run")
 _IO = Path("/proc/self/io")
@@ -143,6 +143,11 @@ class RunLog:
             self._profile.mkdir(parents=True, exist_ok=True)
             profiler.dump_stats(file)
             self.profiles[file.stem] = file
+
+
+def profile_seconds(profile: Path) -> float:
+    """All seconds of a profile."""
+    return float(pstats.Stats(str(profile)).total_tt)  # type: ignore[attr-defined]
 
 
 def heaviest(profile: Path, count: int = 10) -> list[dict[str, Any]]:
