@@ -25,7 +25,7 @@ with open_session(model) as session:
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_library_and_runs_from_another_folder(tmp_path):
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps",
              "-C", f"build-dir={tmp_path / 'build'}", "-w", str(tmp_path), str(ROOT)]  # fmt: skip
     subprocess.run(build, check=True, timeout=900)
     (wheel,) = tmp_path.glob("onnxq-*.whl")
