@@ -101,7 +101,7 @@ def test_recipe_and_policy_examples(page, text, tmp_path):
 
 
 def test_every_block_is_in_a_language_that_is_tried():
-    assert {language for _, language, _ in BLOCKS} <= {"sh", "python", "toml"}
+    assert {language for _, language, _ in BLOCKS} <= {"sh", "python", "toml", "text"}
 
 
 def test_make_targets_that_the_readme_names_exist():

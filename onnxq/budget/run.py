@@ -34,7 +34,9 @@ from onnxq.passes.runner import Check, RecipeResult, run_recipe
 
 __all__ = ["BudgetedRun", "quantize_to_budget"]
 
-_TRIES = 4
+_TRIES = 8
+_TIGHTER = 0.8
+"""Of a loss that is allowed, when the mix for it is the one that lost too much."""
 _ENOUGH = 0.9
 """Of a budget of latency that a mix should use: below, the plan is corrected once more."""
 _ROUNDS = 20
@@ -158,7 +160,10 @@ def _best(
                 raise
             break
         if trials and solution.formats == trials[-1].solution.formats:
-            break
+            if target is None or meter is None:
+                break
+            allowed = _TIGHTER * (allowed or target)  # until it is another mix
+            continue
         result = run(solution.formats)
         trial = _tried(plan, problem, request, solution, result, model, meter, samples)
         trials.append(trial)
@@ -166,7 +171,7 @@ def _best(
             found = trial.reached["measured_loss"]
             if found <= target:
                 break
-            allowed = (allowed or target) * max(0.1, 0.95 * target / found)
+            allowed = (allowed or target) * max(0.1, 0.9 * target / found)
         elif trial.fits and trial.reached.get("latency_ms", math.inf) >= _ENOUGH * (
             request.latency_ms or 0.0
         ):
@@ -241,7 +246,7 @@ def _missed(request: Request, trial: _Trial) -> str:
             f"{request.latency_ms:.3g} were asked for: ask for more, or allow faster formats."
         )
     return (
-        f"The best of {_TRIES} mixes loses {reached['measured_loss']:.4g} on inputs that "
+        f"The best of the mixes tried loses {reached['measured_loss']:.4g} on inputs that "
         f"calibration has not seen, and {request.max_loss:.4g} was allowed: allow more, or larger "
         "formats (--menu with int8_g64 or float)."
     )

@@ -258,8 +258,8 @@ def test_samples_carry_token_weights_to_the_solver_only(tmp_path, rng):
     plain = [{"x": sample} for sample in x]
     unweighted = onnxq.quantize(m, "int4_gptq", data=plain, set=settings[:1])
     errors = [q.quantized_sites[0].output_error for q in (done, short, unweighted)]
-    assert errors[0] == pytest.approx(errors[1], rel=0.03)  # H differs by rounding, codes by a few
-    assert errors[2] != pytest.approx(errors[1], rel=0.1)
+    assert errors[0] == pytest.approx(errors[1], rel=0.02)  # H differs by rounding, codes by a few
+    assert errors[2] != pytest.approx(errors[1], rel=0.05)
     with pytest.raises(CalibrationError, match="'token_weights', which is no input"):
         onnxq.quantize(m, "int4_gptq", data=weighted, set=settings[:1])
 
