@@ -150,8 +150,8 @@ def point_part(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     head = [
         "## Formats of points",
         "",
-        "The model is rotated (residual stream, heads, and the inputs of the last layers of MLPs "
-        "as they flow), its linear layers are stored in the format of the row with the solver "
+        "The model is rotated (residual stream, heads, and as they flow the inputs of the last "
+        "layers of MLPs and of what no other rotation reaches), its linear layers are stored in the format of the row with the solver "
         "named (GPTQ: block LDLQ with sequential statistics), the head in 8 bits. Bits: of those "
         "layers in the file, scales, tables and codebooks counted. Distance of the outputs from "
         "the float model's on held-back inputs: KL divergence in nats, or SQNR in dB. Seconds: of "
