@@ -151,11 +151,12 @@ def point_part(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "## Formats of points",
         "",
         "The model is rotated (residual stream, heads, and as they flow the inputs of the last "
-        "layers of MLPs and of what no other rotation reaches), its linear layers are stored in the format of the row with the solver "
-        "named (GPTQ: block LDLQ with sequential statistics), the head in 8 bits. Bits: of those "
-        "layers in the file, scales, tables and codebooks counted. Distance of the outputs from "
-        "the float model's on held-back inputs: KL divergence in nats, or SQNR in dB. Seconds: of "
-        "rounding, with whatever else the machine did meanwhile. See [formats.md](formats.md).",
+        "layers of MLPs and of what no other rotation reaches), its linear layers are stored in "
+        "the format of the row with the solver named (GPTQ: block LDLQ with sequential "
+        "statistics), the head in 8 bits. Bits: of those layers in the file, scales, tables and "
+        "codebooks counted. Distance of the outputs from the float model's on held-back inputs: "
+        "KL divergence in nats, or SQNR in dB. Seconds: of rounding, with whatever else the "
+        "machine did meanwhile. See [formats.md](formats.md).",
         "",
     ]
     return page_part(point_tasks(), found, head, _section)
