@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxq.export.targets import TARGETS, target_class
 from onnxq.models.result_store import measured_on
-from onnxq.models.target_cells import FORMS
+from onnxq.models.target_cells import FORMS, forms_of
 
 __all__ = ["WHEN", "targets_page"]
 
@@ -117,7 +117,11 @@ def _table(cells: Cells) -> Iterator[str]:
         label = f"`{name}`" + ("" if role == "model" else f" {role}")
         refused = (name, role, form, "recipe") in cells
         row = [
-            "no artifact" if refused else _cell(cells.get((name, role, form, target)))
+            "no artifact"
+            if refused
+            else _cell(cells.get((name, role, form, target)))
+            if target in forms_of(name).get(form, ())
+            else "–"
             for target in TARGETS
         ]
         yield f"| {label} | `{form}` | " + " | ".join(row) + " |"
@@ -125,7 +129,7 @@ def _table(cells: Cells) -> Iterator[str]:
 
 def _cell(cell: Mapping[str, Any] | None) -> str:
     if cell is None:
-        return "–"
+        return "not measured"
     count = sum(cell.get("unclean", {}).values())
     clean = f"{count} unclean" if count else "clean"
     if "refused" in cell:
