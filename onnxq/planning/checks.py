@@ -55,7 +55,7 @@ def write_stage(model: ir.Model, sizes: Sizes, rates: Rates, size: int, check: C
 def _run(model: ir.Model, sizes: Sizes, rates: Rates, quantized: int) -> tuple[Need, float, int]:
     """Memory, seconds and bytes on disk of opening a model from a file and running two samples."""
     over = rates.overhead
-    stored, opened, elements = 0, 0.0, 0
+    stored, opened = 0, 0.0
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is None:
@@ -63,13 +63,12 @@ def _run(model: ir.Model, sizes: Sizes, rates: Rates, quantized: int) -> tuple[N
         stored += tensor.nbytes
         half = tensor.dtype == ir.DataType.FLOAT16
         opened += tensor.nbytes * (over.checked16 if half else over.checked32)
-        elements += tensor.size if len(tensor.shape) > 1 else 0
     if quantized:
         opened, stored = 2.0 * quantized, quantized
     values = sizes.bound(model)
     outputs = 4 * _SAMPLES * sum(values.nbytes(value) for value in model.graph.outputs)
     working = values.working(list(model.graph))
     resident = int(opened) + outputs + working
-    tokens = sizes.tokens / max(1, sizes.count) * _SAMPLES
-    seconds = 2 * opened * rates.copy + tokens * elements * rates.multiply + stored * rates.store
+    products = _SAMPLES * sizes.share * values.products(model.graph)
+    seconds = 2 * opened * rates.copy + products * rates.multiply + stored * rates.store
     return Need(max(resident - stored, outputs), resident), seconds, stored

@@ -15,7 +15,7 @@ from onnxq.graph.data_file import FileTensor
 from onnxq.graph.opset import infer_shapes
 from onnxq.graph.stage import clone_model
 from onnxq.graph.walk import walk_graphs
-from onnxq.graph.weights import weight_tensor
+from onnxq.graph.weights import is_weight, weight_tensor
 
 __all__ = [
     "Sizes",
@@ -29,6 +29,8 @@ __all__ = [
 
 _SMALL = 1 << 16
 """Weights up to so many bytes (scales of norms, shapes, biases) may be read."""
+_CONVOLUTIONS = {"Conv", "ConvTranspose"}
+_LOOK_UPS = {"Gather", "GatherND", "GatherBlockQuantized"}
 _WIDE = {"Softmax", "Attention", "MultiHeadAttention", "GroupQueryAttention"}
 
 Sample = Mapping[str, "np.ndarray[Any, Any]"]
@@ -90,33 +92,45 @@ class Sizes:
     Attributes:
         samples: shape of every input, for each sample.
         is_assumed: whether there were no samples, and shapes are a guess.
+        counted: inputs that hold whole numbers, which tell how many positions a sample has: a
+            cache has more numbers than the text has tokens. All where there are none.
     """
 
     samples: Sequence[Mapping[str, tuple[int, ...]]]
     is_assumed: bool = False
+    counted: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> Sizes:
         """Those of real samples."""
-        return cls([{name: array.shape for name, array in sample.items()} for sample in samples])
+        held = list(samples)
+        counted = {n for one in held for n, array in one.items() if array.dtype.kind in "iu"}
+        shapes = [{name: array.shape for name, array in sample.items()} for sample in held]
+        return cls(shapes, counted=frozenset(counted))
 
     @classmethod
     def assumed(cls, model: ir.Model, count: int, length: int) -> Sizes:
-        """So many samples of a batch of 1 and ``length`` along every other size that varies."""
-        shapes = {}
+        """So many samples of a batch of 1 and ``length`` along every other size that varies.
+
+        Caches are taken as empty: sizes that are named as past.
+        """
+        shapes, counted = {}, set()
         for value in model.graph.inputs:
             if not value.is_initializer():
                 dims = list(value.shape) if value.shape is not None else [None, None]
                 sizes = [d if isinstance(d, int) and d > 0 else length for d in dims]
+                sizes = [0 if _is_past(d) else n for d, n in zip(dims, sizes, strict=True)]
                 if dims and not isinstance(dims[0], int):
                     sizes[0] = 1
                 shapes[value.name or ""] = tuple(sizes)
-        return cls([shapes] * count, is_assumed=True)
+                if value.dtype is not None and value.dtype.is_integer():
+                    counted.add(value.name or "")
+        return cls([shapes] * count, is_assumed=True, counted=frozenset(counted))
 
     def bound(self, model: ir.Model) -> Values:
         """Sizes of the values of a model, whose shapes are inferred in place."""
         infer_shapes(model)
-        largest = max(self.samples, key=_elements, default={})
+        largest = max(self.samples, key=self._positions, default={})
         names: dict[str, int] = {}
         for value in model.graph.inputs:
             for dim, size in zip(
@@ -133,14 +147,18 @@ class Sizes:
 
     @property
     def tokens(self) -> int:
-        """Positions of all samples: of the input with the most elements in each."""
-        return sum(_elements(sample) for sample in self.samples)
+        """Positions of all samples: of the input with the most of them in each."""
+        return sum(self._positions(sample) for sample in self.samples)
 
     @property
     def share(self) -> float:
-        """Mean elements of a sample over those of the largest."""
-        largest = max((_elements(sample) for sample in self.samples), default=1)
+        """Mean positions of a sample over those of the largest."""
+        largest = max((self._positions(sample) for sample in self.samples), default=1)
         return self.tokens / max(1, largest * self.count)
+
+    def _positions(self, sample: Mapping[str, tuple[int, ...]]) -> int:
+        names = self.counted & sample.keys() or sample.keys()
+        return max((math.prod(sample[name]) for name in names), default=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +181,24 @@ class Values:
         """Bytes of it."""
         bits = 32 if value.dtype is None or value.dtype.bitwidth == 0 else value.dtype.bitwidth
         return self.elements(value) * bits // 8
+
+    def positions(self, node: ir.Node) -> int:
+        """How often a node multiplies its weight: tokens, or pixels of a convolution."""
+        sizes = self._sizes(node.outputs[0])
+        if node.op_type in _CONVOLUTIONS and len(sizes) > 2:
+            return math.prod(sizes) // max(1, sizes[1])
+        return math.prod(sizes[:-1])
+
+    def products(self, nodes: Iterable[ir.Node]) -> int:
+        """Multiplications with weights that some nodes make, look-ups left out."""
+        weights = (
+            (node, weight_tensor(value))
+            for node in nodes
+            if node.op_type not in _LOOK_UPS
+            for value in node.inputs
+            if value is not None and is_weight(value)
+        )
+        return sum(self.positions(n) * w.size for n, w in weights if len(w.shape) > 1)
 
     def working(self, nodes: Sequence[ir.Node]) -> int:
         """Bytes that a runtime needs at once beside the weights: those of the largest node.
@@ -194,5 +230,6 @@ class Values:
         return sizes
 
 
-def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return max((math.prod(shape) for shape in shapes.values()), default=1)
+def _is_past(dim: object) -> bool:
+    name = dim.value if isinstance(dim, ir.SymbolicDim) else None
+    return name is not None and "past" in name

@@ -173,7 +173,9 @@ class PlannedWalk:
         memory = int(block + product)
         on_disk = self.settings.hessians_on_disk
         need = Need(memory, memory).beside(*((0, matrices) if on_disk else (matrices, 0)))
-        flops = sum(self.sizes.tokens * width**2 / 2 for width in widths)
+        rows_of = [self.values.positions(v.site.node) for v in batch.visits.values()]
+        samples = self.sizes.count * self.sizes.share
+        flops = sum(n * samples * w**2 / 2 for n, w in zip(rows_of, widths, strict=True))
         flushes = -(-self.sizes.tokens // batch.rows)
         seconds = flops * self.rates.multiply + flushes * 16 * widest**2 * self.rates.copy
         alive = {value.name for value in segment.alive}
@@ -205,7 +207,8 @@ class PlannedWalk:
     def _running(self, nodes: Iterable[ir.Node]) -> tuple[Need, float]:
         """Opening a segment in the runtime, and running all samples through it."""
         over = self.rates.overhead
-        opened, stored, elements, decoded = 0.0, 0, 0, 0
+        nodes = list(nodes)
+        opened, stored, decoded = 0.0, 0, 0
         for node in nodes:
             for value in node.inputs:
                 if value is None or not is_weight(value):
@@ -216,11 +219,11 @@ class PlannedWalk:
                 opened += count * (over.looked_up if node.op_type == "Gather" else factor)
                 stored += count
                 if node.op_type != "Gather":
-                    elements += tensor.size
                     decoded = max(decoded, tensor.size)
         memory = int(max(opened, stored + 14 * decoded))
         seconds = 2 * opened * self.rates.copy
-        seconds += self.sizes.tokens * elements * self.rates.multiply
+        samples = self.sizes.count * self.sizes.share
+        seconds += samples * self.values.products(nodes) * self.rates.multiply
         return Need(memory, memory), seconds
 
     def _site_seconds(self, site: Site) -> float:

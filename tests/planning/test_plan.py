@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from typer.testing import CliRunner
 
@@ -15,6 +16,7 @@ from onnxq.errors import OnnxqError, UsageError
 from onnxq.models.generated import SEVENTY_BILLION, GeneratedLlama
 from onnxq.models.smollm2 import gguf_path
 from onnxq.planning import rates
+from onnxq.planning.sizes import Sizes
 from onnxq.runtime.measured_table import MeasuredTable
 
 GPTQ, NEAREST = "int4_gptq", "int4"
@@ -182,3 +184,42 @@ def test_rates_are_measured_once(tmp_path, monkeypatch):
     first = rates.Rates(table).multiply
     monkeypatch.setattr(rates, "_seconds", lambda run: pytest.fail("measured again"))
     assert rates.Rates(MeasuredTable("rates", tmp_path)).multiply == first
+
+
+def with_zeros(text, **shapes):
+    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 21]>\n{text}')
+    for name, shape in shapes.items():
+        tensor = ir.tensor(np.zeros(shape, np.float32), name=name)
+        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(shape))
+        value.dtype = tensor.dtype
+        for node in model.graph:
+            for index, other in enumerate(node.inputs):
+                if other is not None and other.name == name:
+                    node.replace_input_with(index, value)
+        model.graph.register_initializer(value)
+    return model
+
+
+def test_a_cache_is_no_token_and_a_convolution_multiplies_once_a_pixel():
+    text = """
+    g (int64[n, t] ids, float[n, 3, past, 64] keys)
+        => (float[n, t, 32] y, float[n, 3, past, 64] k) {
+        x = Gather(table, ids)
+        y = MatMul(x, w)
+        k = Identity(keys)
+    }
+    """
+    model = with_zeros(text, table=(100, 16), w=(16, 32))
+    sample = {"ids": np.zeros((1, 20), np.int64), "keys": np.zeros((1, 3, 500, 64), np.float32)}
+    for sizes in (Sizes.of([sample]), Sizes.assumed(model, 1, 20)):
+        assert sizes.tokens == 20
+        assert sizes.bound(model).products(model.graph) == 20 * 16 * 32
+    assert Sizes.assumed(model, 1, 20).samples[0]["keys"] == (1, 3, 0, 64)
+    picture = """
+    g (float[1, 3, 8, 8] x) => (float[1, 5, 4, 4] y) {
+        y = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(x, w)
+    }
+    """
+    model = with_zeros(picture, w=(5, 3, 3, 3))
+    values = Sizes.of([{"x": np.zeros((1, 3, 8, 8), np.float32)}]).bound(model)
+    assert values.products(model.graph) == 4 * 4 * 5 * 27
