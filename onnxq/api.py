@@ -67,6 +67,7 @@ class Quantized:
         artifact: the written artifact, when ``out`` was given.
         budget: what was asked and reached, site by site, when there was a budget: the content of
             ``onnxq-budget.json``.
+        compares: whether `save` compares the artifact with the original on ``held_back``.
     """
 
     result: RecipeResult
@@ -75,6 +76,7 @@ class Quantized:
     held_back: Sequence[Mapping[str, np.ndarray]]
     artifact: Artifact | None = None
     budget: Mapping[str, Any] | None = None
+    compares: bool = True
 
     @property
     def model(self) -> ir.Model:
@@ -121,7 +123,7 @@ class Quantized:
             Path(out),
             original=self.original,
             source=self.source,
-            held_back=self.held_back,
+            held_back=self.held_back if self.compares else (),
             companions=companions,
             overwrite=overwrite,
             accounts=accounts,
@@ -251,7 +253,8 @@ def quantize(
             result=result,
             original=original,
             source=source,
-            held_back=held_back if check == "auto" else (),
+            held_back=held_back,
+            compares=check == "auto",
             budget=account,
         )
         if out is None:

@@ -50,7 +50,7 @@ def test_a_solved_artifact_generates_what_its_logits_say(recipe, exported, tmp_p
     )
     assert gap.max() < 1e-3 * np.abs(logits).max()  # the largest, or one within float rounding
     exact = logits_of(exported.models["model"], np.array([prompt + ids]))[0]
-    assert np.linalg.norm(logits - exact) < 0.35 * np.linalg.norm(exact)
+    assert np.linalg.norm(logits - exact) < 0.4 * np.linalg.norm(exact)
 
 
 def test_paths_through_a_trellis_generate_with_and_without_the_library(
