@@ -282,9 +282,9 @@ def test_a_codebook_with_rounded_activations_writes_a_best_token(page, smollm2, 
     ids = tokenizer.encode(PROMPT, add_special_tokens=False).ids
     plain, other = (scores_behind(artifact.model, ids, made, way) for way in (True, False))
     assert len(made) == 16 and plain.shape[0] == 16
-    uncertain = np.abs(plain - other).max()
+    uncertain = np.sqrt(np.square(plain - other).mean(axis=1))  # at each place, over all tokens
     lost = plain.max(axis=1) - plain[np.arange(16), made]
     # Both of two scores may be off, each by as much in the page as between two ways on the CPU.
-    assert lost.max() <= 4 * uncertain
+    assert (lost <= 4 * uncertain).all()
     spread = plain.std(axis=1).mean()
-    assert uncertain < spread / 4  # or the test would say nothing
+    assert uncertain.max() < spread / 4  # or the test would say nothing
