@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -28,6 +27,7 @@ from onnxq.export.genai import copy_companions
 from onnxq.export.operator_library import bundle_library
 from onnxq.graph import check_graph, load, save
 from onnxq.passes.runner import RecipeResult
+from onnxq.runtime.cache import file_hash
 from onnxq.runtime.run_log import stage, stages_so_far
 
 MODEL_NAME = "model.onnx"
@@ -176,12 +176,6 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
         for path in sorted(folder.iterdir())
         if path.is_file()
     }
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.errors import OnnxqError
-from onnxq.export.artifact import REPORT_NAME, file_hash, write_artifact
+from onnxq.export.artifact import REPORT_NAME, write_artifact
 from onnxq.graph import load
 from onnxq.model_pair import ModelPair
 from onnxq.models.registry import tasks
@@ -24,7 +24,7 @@ from onnxq.passes.recipe import load_recipe
 from onnxq.passes.runner import run_recipe
 from onnxq.provenance import HELD_BACK, artifact_report
 from onnxq.report.making import explain
-from onnxq.runtime.cache import cache_folder, write_whole
+from onnxq.runtime.cache import cache_folder, file_hash, write_whole
 
 __all__ = ["report_pages"]
 

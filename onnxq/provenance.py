@@ -17,11 +17,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import CalibrationError, UsageError
-from onnxq.export.artifact import REPORT_NAME, file_hash, read_artifact
+from onnxq.export.artifact import REPORT_NAME, read_artifact
 from onnxq.graph.reading import find_model_file
 from onnxq.passes.base import Progress, Promise, Samples, no_progress
 from onnxq.passes.recipe import Recipe, recipe_from
 from onnxq.passes.runner import run_recipe
+from onnxq.runtime.cache import file_hash
 
 __all__ = [
     "Data",

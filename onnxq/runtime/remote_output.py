@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onnxq.errors import ExportError
-from onnxq.runtime.cache import cache_folder, write_whole
+from onnxq.runtime.cache import cache_folder, file_hash, write_whole
 from onnxq.runtime.remote import opened, patiently
 
 __all__ = ["copy_out", "local_output", "refuse_occupied_url"]
@@ -67,7 +67,7 @@ def copy_out(folder: Path, url: str, mark: str, progress: Progress) -> None:
     there = _there(system, root, url)
     files = sorted(file for file in folder.iterdir() if file.is_file())
     files.sort(key=lambda file: file.name == mark)
-    hashes = {file.name: _hash(_pieces_of(file)) for file in files}
+    hashes = {file.name: file_hash(file) for file in files}
     done = {n: h for n, h in done.items() if n in there and n != mark and hashes.get(n) == h}
     write_whole(note, json.dumps(done))
     old = [mark, *(name for name in there if name not in hashes)] if mark in there else []
@@ -90,7 +90,7 @@ def _put(system: Any, file: Path, place: str, wanted: str, url: str) -> None:
     def put() -> None:
         system.put_file(str(file), place)
         size = system.info(place)["size"]
-        if size != file.stat().st_size or _hash(_pieces_at(system, place, size)) != wanted:
+        if size != file.stat().st_size or _hash_at(system, place, size) != wanted:
             raise OSError(f"{file.name} reads otherwise than it was written")
 
     _patient(put, url)
@@ -116,19 +116,8 @@ def _patient(act: Callable[[], Any], url: str) -> Any:
     return patiently(act, url, verb="written", failing=ExportError)
 
 
-def _pieces_of(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while piece := stream.read(_CHUNK):
-            yield piece
-
-
-def _pieces_at(system: Any, place: str, size: int) -> Iterator[bytes]:
-    for start in range(0, size, _CHUNK):
-        yield system.cat_file(place, start=start, end=min(start + _CHUNK, size))
-
-
-def _hash(pieces: Iterator[bytes]) -> str:
+def _hash_at(system: Any, place: str, size: int) -> str:
     digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
+    for start in range(0, size, _CHUNK):
+        digest.update(system.cat_file(place, start=start, end=min(start + _CHUNK, size)))
     return digest.hexdigest()

@@ -10,6 +10,7 @@ import onnxq
 from onnxq.errors import ArtifactError, CalibrationError, ExportError
 from onnxq.export import artifact as room
 from onnxq.graph import load, save
+from onnxq.runtime.cache import file_hash
 
 RECIPE = """
 summary = "weights in 8 bits"
@@ -45,12 +46,12 @@ def source(tmp_path):
 def test_the_report_tells_what_was_done_and_the_files_are_those_hashed(source, recipe, tmp_path):
     artifact = onnxq.quantize(source, recipe, out=tmp_path / "out").artifact
     report = json.loads((tmp_path / "out" / "onnxq.json").read_text())
-    assert report["source"]["sha256"]["model.onnx"] == room.file_hash(source)
+    assert report["source"]["sha256"]["model.onnx"] == file_hash(source)
     assert report["recipe"]["pass"][0]["format"] == "int8_channel"
     (site,) = report["steps"][0]["sites"]
     assert site["format"] == "int8_channel" and 8 < site["bits"] < 11 and 0 < site["error"] < 0.01
     for name, entry in report["files"].items():
-        assert room.file_hash(tmp_path / "out" / name) == entry["sha256"]
+        assert file_hash(tmp_path / "out" / name) == entry["sha256"]
     assert "tokenizer.json" in report["files"]
     assert report["verification"]["onnxruntime"] == "loads and runs"
     assert artifact.nbytes == (tmp_path / "out" / "model.onnx").stat().st_size

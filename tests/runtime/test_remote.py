@@ -3,8 +3,6 @@
 import random
 
 import fsspec
-import numpy as np
-import onnx_ir as ir
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
@@ -15,6 +13,7 @@ from onnxq.errors import MissingDependency, ModelLoadError
 from onnxq.graph import load, save
 from onnxq.runtime import remote
 from onnxq.runtime.remote import local_path
+from tests.one_product import one_product
 
 CHUNK = 200
 
@@ -52,14 +51,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def model(tmp_path):
-    built = ir.from_onnx_text(
-        '<ir_version: 10, opset_import: ["" : 21]>\n'
-        "main (float[n, 64] x, float[64, 64] w) => (float[n, 64] y) { y = MatMul (x, w) }"
-    )
-    w = built.graph.inputs.pop()
-    w.const_value = ir.tensor(np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32))
-    built.graph.register_initializer(w)
-    return save(built, tmp_path / "source" / "model.onnx", external=True)
+    return save(one_product(), tmp_path / "source" / "model.onnx", external=True)
 
 
 def test_one_read_in_ten_fails(model):

@@ -7,13 +7,12 @@ import threading
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-import onnx_ir as ir
 import pytest
 
 from onnxq.graph import load, save
 from onnxq.runtime import remote
 from onnxq.runtime.remote import local_path
+from tests.one_product import one_product
 
 pytest.importorskip("aiohttp")
 
@@ -74,14 +73,7 @@ def test_a_server_that_fails_one_read_in_ten(served, tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXQ_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "_WAIT", 0.0)
     monkeypatch.setattr(remote, "_CHUNK", 200)
-    built = ir.from_onnx_text(
-        '<ir_version: 10, opset_import: ["" : 21]>\n'
-        "main (float[n, 64] x, float[64, 64] w) => (float[n, 64] y) { y = MatMul (x, w) }"
-    )
-    w = built.graph.inputs.pop()
-    w.const_value = ir.tensor(np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32))
-    built.graph.register_initializer(w)
-    model = save(built, tmp_path / "zoo" / "model.onnx")
+    model = save(one_product(), tmp_path / "zoo" / "model.onnx")
     copied = local_path(f"{served}/zoo/model.onnx")
     assert copied.read_bytes() == model.read_bytes()
     load(copied)

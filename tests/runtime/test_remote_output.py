@@ -5,8 +5,6 @@ import random
 from typing import ClassVar
 
 import fsspec
-import numpy as np
-import onnx_ir as ir
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -15,6 +13,7 @@ from onnxq.errors import ExportError
 from onnxq.graph import save
 from onnxq.runtime import remote
 from onnxq.runtime.remote_output import copy_out, local_output
+from tests.one_product import one_product
 
 MARK = "onnxq.json"
 
@@ -126,11 +125,4 @@ def test_a_place_with_other_things_is_left_alone(tiny_model):
 
 @pytest.fixture
 def tiny_model(tmp_path):
-    built = ir.from_onnx_text(
-        '<ir_version: 10, opset_import: ["" : 21]>\n'
-        "main (float[n, 64] x, float[64, 64] w) => (float[n, 64] y) { y = MatMul (x, w) }"
-    )
-    w = built.graph.inputs.pop()
-    w.const_value = ir.tensor(np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32))
-    built.graph.register_initializer(w)
-    return save(built, tmp_path / "source" / "model.onnx")
+    return save(one_product(), tmp_path / "source" / "model.onnx")
