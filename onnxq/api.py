@@ -17,7 +17,7 @@ from onnxq.budget.run import quantize_to_budget
 from onnxq.debugging import Debugged, debug
 from onnxq.errors import UsageError
 from onnxq.evaluate import Comparison, bench_models, compare_models
-from onnxq.export.artifact import REPORT_NAME, Artifact, file_hash, refuse_foreign, write_artifact
+from onnxq.export.artifact import REPORT_NAME, Artifact, refuse_foreign, write_artifact
 from onnxq.export.target import BuiltTarget, DeploymentTarget, Verdicts
 from onnxq.export.targets import build_folder, target_with
 from onnxq.foresight import bounded, plan
@@ -31,6 +31,7 @@ from onnxq.provenance import recorded, split_samples
 from onnxq.quality import evaluate
 from onnxq.report.making import Reported, report
 from onnxq.runtime import random_samples
+from onnxq.runtime.cache import file_hash
 from onnxq.runtime.machine import machine
 from onnxq.runtime.remote import is_remote
 from onnxq.runtime.remote_output import copy_out, local_output, refuse_occupied_url
@@ -206,6 +207,8 @@ def quantize(
     recipe = recipe or default_recipe(request)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, set)
     rules = chosen_policy(request, policy, menu)
+    if memory is not None and request is not None:
+        raise UsageError("--memory is not for budgets yet: give one of the two.")
     url = str(out) if out is not None and is_remote(out) else None
     if url is not None:
         refuse_occupied_url(url, REPORT_NAME, overwrite)
@@ -237,8 +240,6 @@ def quantize(
             "work": None if folder is None else stack.enter_context(WorkFolder(folder)),
         }
         if memory is not None:
-            if request is not None:
-                raise UsageError("--memory is not for budgets yet: give one of the two.")
             how |= bounded(original, chosen, samples, check=check, workers=hands, memory=memory)
         account: Mapping[str, Any] | None = None
         if request is None or rules is None:

@@ -42,27 +42,25 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Foresee memory, time and disk of a run, stage by stage, without running it."""
-    from onnxq import api, tables
+    from onnxq import foresight, tables
 
     counts = _counts(workers)
     with progress_bars() as progress:
+        progress("plan", 0, len(counts))
+        outline = foresight.outlined(
+            model,
+            recipe,
+            data=data,
+            set=set_ or (),
+            check="auto" if check else "off",
+            tokenizer=tokenizer,
+            window=window,
+            limit=limit,
+        )
         plans = []
         for number, count in enumerate(counts):
             progress("plan", number, len(counts))
-            plans.append(
-                api.plan(
-                    model,
-                    recipe,
-                    data=data,
-                    set=set_ or (),
-                    check="auto" if check else "off",
-                    tokenizer=tokenizer,
-                    window=window,
-                    limit=limit,
-                    workers=count,
-                    memory=memory,
-                )
-            )
+            plans.append(foresight.planned(outline, count, memory))
     value: Any = [one.to_dict() for one in plans]
     if len(plans) == 1:
         show(value[0], as_json, tables.plan)

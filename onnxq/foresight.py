@@ -16,14 +16,14 @@ from onnxq.graph import load
 from onnxq.passes.recipe import Recipe, load_recipe
 from onnxq.passes.runner import Check
 from onnxq.planning.limits import plan_within
-from onnxq.planning.outline import outline_of
+from onnxq.planning.outline import Outline, outline_of
 from onnxq.planning.results import Plan, PlannedStage
 from onnxq.planning.sizes import Sizes
 from onnxq.provenance import split_samples
 from onnxq.runtime.run_log import note
 from onnxq.runtime.workers import Workers
 
-__all__ = ["Plan", "PlannedStage", "bounded", "plan"]
+__all__ = ["Plan", "PlannedStage", "bounded", "outlined", "plan", "planned"]
 
 _SEEN = 1024
 """More samples than any pass looks at by default."""
@@ -62,6 +62,31 @@ def plan(
     Raises:
         OnnxqError: a pass refuses the model; nothing fits the bound; with what to do.
     """
+    outline = outlined(
+        model,
+        recipe,
+        data=data,
+        set=set,
+        check=check,
+        tokenizer=tokenizer,
+        window=window,
+        limit=limit,
+    )
+    return planned(outline, workers, memory)
+
+
+def outlined(
+    model: Any,
+    recipe: str | Path | Recipe,
+    *,
+    data: Any,
+    set: Sequence[str],
+    check: Check,
+    tokenizer: str | Path | None,
+    window: int,
+    limit: int | None,
+) -> Outline:
+    """What `plan` goes through once, however many workers and bounds are planned for then."""
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, set)
     original = load(model)
     if data is not None:
@@ -76,7 +101,11 @@ def plan(
             extras=chosen.extra_arrays,
         )
         data, _ = split_samples(data)
-    outline = outline_of(original, chosen, _sizes(original, data, window, limit), check=check)
+    return outline_of(original, chosen, _sizes(original, data, window, limit), check=check)
+
+
+def planned(outline: Outline, workers: int, memory: str | int | None) -> Plan:
+    """The plan for a number of workers, within a bound on memory when there is one."""
     if memory is None:
         return outline.plan(workers=workers)
     return plan_within(outline, parse_size(memory, "--memory"), workers)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.errors import UnsupportedGraph
-from onnxq.graph import find_sites, opset_of
+from onnxq.graph import Site, find_sites, opset_of
 
-__all__ = ["need_float_weight", "need_opset"]
+__all__ = ["cut_refusal", "need_float_weight", "need_opset", "shared_refusal"]
 
 
 def need_float_weight(model: ir.Model, advice: str) -> None:
@@ -45,3 +45,23 @@ def need_opset(model: ir.Model, minimum: int, what: str) -> None:
             f"{what} needs opset {minimum}, and the model has {opset_of(model)}: put "
             f"convert_opset with minimum={minimum} earlier in the recipe."
         )
+
+
+def cut_refusal(site: Site) -> str | None:
+    """Why the weight of a layer cannot be cut into parts, as a clause; None when it can be read."""
+    if site.already is not None:
+        return f"it is already quantized ({site.already})"
+    if site.refusal is not None or site.weight is None:
+        return site.refusal or "it has no weight"
+    if site.path:
+        return "it is inside a body or function"
+    if site.via:
+        return f"its weight comes through {site.via[0].op_type}: fold constants first"
+    return None
+
+
+def shared_refusal(weight: ir.Value) -> str | None:
+    """Why a weight that others read cannot be replaced by parts, as a clause; None when none do."""
+    if len(weight.uses()) > 1 or weight.is_graph_output():
+        return f"its weight {weight.name!r} is read elsewhere too: run untie_weights first"
+    return None

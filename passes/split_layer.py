@@ -32,6 +32,7 @@ from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_weights import drop_unread
 from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.match import home_of
+from onnxq.passes.preconditions import cut_refusal, shared_refusal
 from onnxq.passes.site_patterns import recipe_refusal
 
 __all__ = ["SplitLayer"]
@@ -98,21 +99,12 @@ class SplitLayer(FloatTransform):
 
     def _refusal(self, site: Site) -> str | None:
         reason = recipe_refusal(site.name, sites=self.sites, exclude=self.exclude)
+        reason = reason or cut_refusal(site)
         if reason is not None:
             return reason
-        if site.already is not None:
-            return f"it is already quantized ({site.already})"
-        if site.refusal is not None or site.weight is None:
-            return site.refusal or "it has no weight"
-        if site.path:
-            return "it is inside a body or function"
         if _PART in site.node.metadata_props:
             return f"it is part {site.node.metadata_props[_PART]} already"
-        if site.via:
-            return f"its weight comes through {site.via[0].op_type}: fold constants first"
-        if len(site.weight.uses()) > 1 or site.weight.is_graph_output():
-            return f"its weight {site.weight.name!r} is read elsewhere too: run untie_weights first"
-        return None
+        return None if site.weight is None else shared_refusal(site.weight)
 
     def _measure(self, site: Site, array: Array) -> Array:
         """What is clustered: a number for each entry, or for each input channel."""

@@ -26,6 +26,7 @@ from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_weights import drop_unread
 from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.match import home_of
+from onnxq.passes.preconditions import cut_refusal, shared_refusal
 from onnxq.passes.rotary_outside import separate_packed
 from onnxq.passes.site_patterns import recipe_refusal
 
@@ -76,18 +77,14 @@ class SplitProjections(FloatTransform):
 
 def _refusal(site: Site) -> str | None:
     """What stands in the way of slices of the weight; None when nothing does."""
-    if site.already is not None:
-        return f"it is already quantized ({site.already})"
-    if site.refusal is not None or site.weight is None:
-        return site.refusal or "it has no weight"
-    if site.path:
-        return "it is inside a body or function"
-    if site.via:
-        return f"its weight comes through {site.via[0].op_type}: fold constants first"
+    reason = cut_refusal(site)
+    if reason is not None or site.weight is None:
+        return reason
     if site.weight_index != 1 or len(site.shape) != 2:
         return "its weight is not a matrix on the right"
-    if len(site.weight.uses()) > 1 or site.weight.is_graph_output():
-        return f"its weight {site.weight.name!r} is read elsewhere too: run untie_weights first"
+    reason = shared_refusal(site.weight)
+    if reason is not None:
+        return reason
     if site.kind == "Gemm" and len(site.node.inputs) > 2 and site.node.inputs[2] is not None:
         bias = site.node.inputs[2]
         if not is_weight(bias) or _width(bias) != site.shape[site.out_axis]:

@@ -65,7 +65,7 @@ class CodebookGrid:
         scale = np.broadcast_to(self.scales[:, group, None], (rows, 1)).astype(np.float32)
         scaled = values / np.where(scale == 0, 1, scale)
         weights, root = None, None
-        if metric is not None and self.width > 1:
+        if metric is not None:
             root = np.linalg.cholesky(metric.astype(np.float64)).astype(np.float32)
         elif self.importance is not None:
             here = self.importance[start : start + self.width]

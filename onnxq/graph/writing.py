@@ -30,7 +30,7 @@ from onnxq.graph.walk import walk_graphs
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["SaveProgress", "save"]
+__all__ = ["INLINE_LIMIT", "SaveProgress", "save"]
 
 SaveProgress = Callable[[str, int, int], None]
 """Called with (tensor name, bytes written, bytes in all) before each tensor and at the end."""

@@ -156,6 +156,11 @@ class Sizes:
         largest = max((self._positions(sample) for sample in self.samples), default=1)
         return self.tokens / max(1, largest * self.count)
 
+    @property
+    def whole(self) -> float:
+        """As many samples of the largest size have as many positions as all samples."""
+        return self.count * self.share
+
     def _positions(self, sample: Mapping[str, tuple[int, ...]]) -> int:
         names = self.counted & sample.keys() or sample.keys()
         return max((math.prod(sample[name]) for name in names), default=1)

@@ -153,7 +153,7 @@ class PlannedWalk:
         networks = 2 if self.step.flow == "asymmetric" else 1
         one = sum(self.values.nbytes(value) for value in segment.alive)
         after = sum(self.values.nbytes(v) for v in segment.gives)
-        total = int(max(one, after) * self.sizes.count * self.sizes.share * networks)
+        total = int(max(one, after) * self.sizes.whole * networks)
         return min(total, self.settings.activations), max(0, total - self.settings.activations)
 
     def _matrices(self, batch: Batch) -> int:
@@ -174,8 +174,8 @@ class PlannedWalk:
         on_disk = self.settings.hessians_on_disk
         need = Need(memory, memory).beside(*((0, matrices) if on_disk else (matrices, 0)))
         rows_of = [self.values.positions(v.site.node) for v in batch.visits.values()]
-        samples = self.sizes.count * self.sizes.share
-        flops = sum(n * samples * w**2 / 2 for n, w in zip(rows_of, widths, strict=True))
+        each = sum(n * w**2 / 2 for n, w in zip(rows_of, widths, strict=True))
+        flops = self.sizes.whole * each
         flushes = -(-self.sizes.tokens // batch.rows)
         seconds = flops * self.rates.multiply + flushes * 16 * widest**2 * self.rates.copy
         alive = {value.name for value in segment.alive}
@@ -222,8 +222,7 @@ class PlannedWalk:
                     decoded = max(decoded, tensor.size)
         memory = int(max(opened, stored + 14 * decoded))
         seconds = 2 * opened * self.rates.copy
-        samples = self.sizes.count * self.sizes.share
-        seconds += samples * self.values.products(nodes) * self.rates.multiply
+        seconds += self.sizes.whole * self.values.products(nodes) * self.rates.multiply
         return Need(memory, memory), seconds
 
     def _site_seconds(self, site: Site) -> float:
