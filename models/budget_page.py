@@ -43,13 +43,7 @@ def page_of(page: Path, found: Mapping[str, Any], protocol: str, *, peers: bool)
 def random_points(found: Mapping[str, Any]) -> list[tuple[float, float]]:
     """(predicted, measured) rise of the loss in nats of every random mix."""
     cells = [cell for name, cell in found.items() if name.startswith("random")]
-    base = _float_loss(found, min)
-    return [(cell["predicted"], cell["loss"] - base) for cell in cells]
-
-
-def _float_loss(found: Mapping[str, Any], which: Any) -> float:
-    losses = found["float"]
-    return float(losses[which(losses, key=int)])
+    return [(cell["predicted"], cell["loss"] - found["float"]) for cell in cells]
 
 
 def determination(predicted: Sequence[float], measured: Sequence[float]) -> float:
@@ -60,7 +54,7 @@ def determination(predicted: Sequence[float], measured: Sequence[float]) -> floa
 
 def part_of(found: Mapping[str, Any], protocol: str, *, peers: bool) -> list[str]:
     """The lines of the measured part."""
-    base = math.exp(_float_loss(found, max))
+    base = math.exp(found["float"])
     return [
         f"Perplexity of SmolLM2-135M-Instruct on {protocol}: {base:.4g} in float32.",
         "",
@@ -78,16 +72,15 @@ def _random_lines(found: Mapping[str, Any]) -> list[str]:
     points = random_points(found)
     if len(points) < 3:
         return []
-    base = math.exp(_float_loss(found, min))
+    base = math.exp(found["float"])
     rises = [(base * math.expm1(p), base * math.expm1(m)) for p, m in points]
     nats = determination(*zip(*points, strict=True))
     perplexities = determination(*zip(*rises, strict=True))
     fitted = np.corrcoef(np.asarray(points).T)[0, 1] ** 2
     return [
-        f"**Predicted against measured**, {len(points)} random mixes, on the first "
-        f"{min(found['float'], key=int)} windows: R² = {nats:.3f} of the rise of the loss in nats, "
-        f"{perplexities:.3f} of the rise of the perplexity, of the predictions as they are; "
-        f"{fitted:.3f} of a line through them.",
+        f"**Predicted against measured**, {len(points)} random mixes: R² = {nats:.3f} of the "
+        f"rise of the loss in nats, {perplexities:.3f} of the rise of the perplexity, of the "
+        f"predictions as they are; {fitted:.3f} of a line through them.",
         "",
         "![Predicted and measured rise of the loss of random mixes](budget.svg)",
         "",

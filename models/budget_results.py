@@ -61,7 +61,6 @@ RANDOM_FORMATS = (
     "int6_channel",
 )
 MEASURE = "marginal"
-_RANDOM_WINDOWS = 4
 _CALIBRATION = 32
 
 
@@ -161,9 +160,8 @@ class BudgetResults:
         """Measure the perplexity of decoded weights in float, unless it is there."""
         if self.cell(name, mix) is not None:
             return
-        windows = _RANDOM_WINDOWS if name.startswith("random") else len(self.evaluation)
         with open_session(library.model(mix)) as session:
-            measured = perplexity(session, self.evaluation[:windows])
+            measured = perplexity(session, self.evaluation)
         values = {"loss": measured.loss, "perplexity": measured.perplexity, "mix": dict(mix)}
         keep(self._path(name), values)
 
@@ -189,13 +187,13 @@ class BudgetResults:
     def _path(self, name: str) -> Path:
         return self.work / "cells" / f"{name}.json"
 
-    def float_loss(self, windows: int) -> float:
-        """The loss of the float model on the first windows of the evaluation."""
-        path = self.work / "cells" / f"float-{windows}.json"
+    def float_loss(self) -> float:
+        """The loss of the float model."""
+        path = self.work / "cells" / "float.json"
         found = kept(path)
         if found is None:
             with open_session(self.rotated) as session:
-                loss = perplexity(session, self.evaluation[:windows]).loss
+                loss = perplexity(session, self.evaluation).loss
             keep(path, {"loss": loss})
             found = {"loss": loss}
         return float(found["loss"])
@@ -231,7 +229,7 @@ class BudgetResults:
                 if cell is not None:
                     found[kind] = {**cell, **told(problem, mix)}
         found["latency"] = self.latencies.finished()
-        found["float"] = {n: self.float_loss(n) for n in (_RANDOM_WINDOWS, len(self.evaluation))}
+        found["float"] = self.float_loss()
         return found
 
 

@@ -24,7 +24,7 @@ from onnxq.budget.policy import Policy
 from onnxq.budget.problem import PlannedModel, planned
 from onnxq.budget.request import Request
 from onnxq.errors import BudgetError, RecipeError
-from onnxq.evaluate.latency import latency
+from onnxq.evaluate.latency import QuietTimer
 from onnxq.evaluate.losses import LossMeter
 from onnxq.graph import save
 from onnxq.passes.base import Progress, Samples, no_progress
@@ -39,7 +39,6 @@ _TIGHTER = 0.8
 """Of a loss that is allowed, when the mix for it is the one that lost too much."""
 _ENOUGH = 0.9
 """Of a budget of latency that a mix should use: below, the plan is corrected once more."""
-_ROUNDS = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,6 +151,9 @@ def _best(
     """Run mixes until one is within the budget as measured, the plan corrected in between."""
     problem, target = plan.problem, request.allowed_loss(plan.loss.kind)
     allowed, trials = target, list[_Trial]()
+    timer = None
+    if request.latency_ms is not None and samples is not None:
+        timer = QuietTimer(model, next(iter(samples)), problem.float_ms or math.inf)
     for _ in range(_TRIES):
         try:
             solution = _solved(problem, request, allowed, is_first=not trials)
@@ -165,7 +167,7 @@ def _best(
             allowed = _TIGHTER * (allowed or target)  # until it is another mix
             continue
         result = run(solution.formats)
-        trial = _tried(plan, problem, request, solution, result, model, meter, samples)
+        trial = _tried(plan, problem, request, solution, result, meter, timer)
         trials.append(trial)
         if target is not None and meter is not None:
             found = trial.reached["measured_loss"]
@@ -208,9 +210,8 @@ def _tried(
     request: Request,
     solution: Solution,
     result: RecipeResult,
-    model: ir.Model,
     meter: LossMeter | None,
-    samples: Samples | None,
+    timer: QuietTimer | None,
 ) -> _Trial:
     """Measure a mix that was run; the problem is corrected by what was found."""
     reached: dict[str, Any] = {}
@@ -224,12 +225,11 @@ def _tried(
         reached["bytes"] = written
         fits = fits and written <= request.size
         problem = dataclasses.replace(problem, fixed_bytes=written - solution.nbytes)
-    if request.latency_ms is not None and samples is not None:
-        timed = latency([result.model, model], [next(iter(samples))], rounds=_ROUNDS)
-        mix_ms, float_ms = (1e3 * spread.median for spread in timed.spreads)
-        reached["latency_ms"] = mix_ms
+    if request.latency_ms is not None and timer is not None:
+        mix_ms = timer.milliseconds(result.model, request.latency_ms)
+        reached["latency_ms"], reached["float_latency_ms"] = mix_ms, timer.first_ms
         fits = fits and mix_ms <= request.latency_ms
-        problem = retimed(problem, solution, mix_ms, float_ms)
+        problem = retimed(problem, solution, mix_ms, timer.first_ms)
     return _Trial(solution=solution, problem=problem, result=result, reached=reached, fits=fits)
 
 

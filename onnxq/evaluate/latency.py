@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,13 +22,11 @@ from onnxq.errors import CalibrationError
 from onnxq.evaluate.feeds import feeds_of
 from onnxq.runtime import Session, open_session
 
-__all__ = ["Latencies", "Spread", "latency"]
+__all__ = ["Latencies", "QuietTimer", "Spread", "latency"]
 
 Progress = Callable[[str, int, int], None]
 
-_SETTLE = 0.005
-"""Seconds before each run: the threads of the model before it spin for a while, waiting for work,
-and would take the cores from the next."""
+_REPEATS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +93,10 @@ def latency(
         raise CalibrationError("There are no samples to time the models on: give at least one.")
     seconds = np.zeros((len(models), rounds))
     with contextlib.ExitStack() as stack:
-        sessions = [stack.enter_context(open_session(m, threads=threads)) for m in models]
+        sessions = [
+            stack.enter_context(open_session(m, threads=threads, configure=_stop_spinning))
+            for m in models
+        ]
         feeds = [
             [feeds_of(session, sample, i) for i, sample in enumerate(samples)]
             for session in sessions
@@ -104,7 +106,7 @@ def latency(
                 for sample in given:
                     session.run(sample)
         for turn in range(rounds):
-            # Who goes first changes too: the first after the pause has the cooler caches.
+            # Who goes first changes too, as caches are those of the run before.
             for place in range(len(sessions)):
                 index = (place + turn) % len(sessions)
                 given = feeds[index]
@@ -114,8 +116,47 @@ def latency(
     return Latencies(seconds)
 
 
+class QuietTimer:
+    """Times models beside a first one, as if the machine were always as quiet as it was once.
+
+    A busy minute falls on all models alike, so their ratio is steady where milliseconds are not: a
+    model takes its ratio to the first one times the least that the first one was seen to take.
+
+    Attributes:
+        first_ms: the least median of the first model so far.
+    """
+
+    def __init__(
+        self, first: str | Path | ir.Model, sample: Mapping[str, np.ndarray], first_ms: float
+    ) -> None:
+        """Begin with what a run of ``first`` on ``sample`` was seen to take."""
+        self._first, self._sample, self.first_ms = first, sample, first_ms
+
+    def milliseconds(self, model: str | Path | ir.Model, enough: float = math.inf) -> float:
+        """Of a run of a model; measured again, a few times, while it takes longer than ``enough``.
+
+        Raises:
+            OnnxqError: a model does not load or run.
+        """
+        ratios: list[float] = []
+        for _ in range(_REPEATS):
+            timed = latency([self._first, model], [self._sample])
+            self.first_ms = min(self.first_ms, 1e3 * timed.spreads[0].median)
+            ratios.append(timed.ratio)
+            if self.first_ms * float(np.median(ratios)) <= enough:
+                break
+        return self.first_ms * float(np.median(ratios))
+
+
+def _stop_spinning(options: Any) -> None:
+    """Let the threads of a session rest after a run.
+
+    Else they wait for work in a loop for tens of milliseconds, on the cores of the next session.
+    """
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+
+
 def _timed(session: Session, feeds: Mapping[str, np.ndarray]) -> float:
-    time.sleep(_SETTLE)
     start = time.perf_counter()
     session.run(feeds)
     return time.perf_counter() - start
