@@ -63,6 +63,7 @@ def learn_points(
         UnsupportedGraph: an operator of a block that torch does not run here.
     """
     from onnxq.learning.blocks import Block, find_blocks
+    from onnxq.learning.finished_blocks import FinishedBlocks
     from onnxq.learning.reconstruction import Schedule, reconstruct
 
     copy, names = learning_copy(model, plans)
@@ -87,9 +88,13 @@ def learn_points(
         threads=options.threads,
     )
     samples = itertools.islice(iter(context.samples or ()), options.samples)
-    results = reconstruct(copy, samples, blocks, learner, schedule, progress=context.progress)
+    finished = FinishedBlocks(context.work, [context.origin, options.key(), options.options()])
+    results = reconstruct(
+        copy, samples, blocks, learner, schedule, finished=finished, progress=context.progress
+    )
     by_name = {result.name: result for result in results}
-    return _sorted(plans, points, homes, [by_name.get(block.name) for block in blocks], notes)
+    told = (*notes, *finished.notes)
+    return _sorted(plans, points, homes, [by_name.get(block.name) for block in blocks], told)
 
 
 def _learner(

@@ -31,6 +31,7 @@ from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.rotate_heads import RotateHeads
 from onnxq.passes.rotate_residual import RotateResidual
 from onnxq.passes.rotation_problem import Foldable, find_foldable
+from onnxq.runtime.work_folder import hash_of
 
 if TYPE_CHECKING:
     from onnxq.learning.rotation_learning import RotationResult
@@ -151,13 +152,14 @@ class LearnRotation(FloatTransform):
         if not foldable.spaces and not foldable.migrations:
             sites += [SiteReport(site=n, reason=why) for n, why in foldable.refused.items()]
             return PassReport(modified=modified, sites=tuple(sites), moved_outputs=tuple(moved))
-        result = self._learn(model, foldable, context)
+        result, was_kept = self._learned(model, foldable, context)
         foldable.fold(model, result.matrices, result.factors, context.scratch)
         self._mark(foldable)
         notes = (
             f"{len(foldable.spaces)} groups of rotations and {len(foldable.migrations)} of scales "
             f"learned in {result.steps} steps: loss of {self.loss} {result.before:.4g} before, "
             f"{result.after:.4g} after",
+            *(("they were learned in an earlier run",) if was_kept else ()),
         )
         return PassReport(
             modified=True, sites=tuple(sites), notes=notes, moved_outputs=tuple(moved)
@@ -177,6 +179,31 @@ class LearnRotation(FloatTransform):
             )
             reports.append(heads.call(model, context))
         return reports
+
+    def _learned(
+        self, model: ir.Model, foldable: Foldable, context: Context
+    ) -> tuple[RotationResult, bool]:
+        """What is learned, and whether an earlier run had learned it already."""
+        from onnxq.learning.rotation_learning import RotationResult
+
+        if context.work is None:
+            return self._learn(model, foldable, context), False
+        key = hash_of(context.origin, self.key(), self.options())
+        piece = context.work.read(key)
+        if piece is not None:
+            found = {
+                kind: {
+                    n.partition(" ")[2]: a for n, a in piece.arrays.items() if n.startswith(kind)
+                }
+                for kind in ("matrices", "factors")
+            }
+            return RotationResult(**found, **piece.about), True
+        result = self._learn(model, foldable, context)
+        about = {"before": result.before, "after": result.after, "steps": result.steps}
+        arrays = {f"matrices {name}": array for name, array in result.matrices.items()}
+        arrays |= {f"factors {name}": array for name, array in result.factors.items()}
+        context.work.keep(key, about, arrays)
+        return result, False
 
     def _learn(self, model: ir.Model, foldable: Foldable, context: Context) -> RotationResult:
         from onnxq.learning.affine import Reader

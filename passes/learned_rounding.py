@@ -92,6 +92,7 @@ def learn_codes(
     inputs: Literal["quantized", "float"],
     samples: int,
     seed: int,
+    described: Sequence[object],
 ) -> LearnedCodes:
     """Learn the codes of ``sites`` block by block.
 
@@ -106,11 +107,13 @@ def learn_codes(
         inputs: what a block reads.
         samples: at most how many.
         seed: of whatever is drawn.
+        described: all of these as plain values, for the keys of finished blocks.
 
     Raises:
         CalibrationError: there are no samples, or they do not fit the model.
         UnsupportedGraph: an operator of a block that torch does not run here.
     """
+    from onnxq.learning.finished_blocks import FinishedBlocks
     from onnxq.learning.rounding import METHODS, learn_rounding
 
     if context.samples is None:
@@ -124,19 +127,22 @@ def learn_codes(
     def start(site: Site, rows: Array, fmt: IntFormat) -> Arrays:
         return nearest(rows, fmt, seed=seed, search=search)
 
+    learnt = {site.name: formats[site.name] for site in sites if site.name not in shared}
+    finished = FinishedBlocks(context.work, [context.origin, *described], learnt)
     found, remarks = learn_rounding(
         model,
         itertools.islice(iter(context.samples), samples),
-        {site.name: formats[site.name] for site in sites if site.name not in shared},
+        learnt,
         start,
         METHODS[solver.name](**options),
         inputs=inputs,
         seed=seed,
+        finished=finished,
         progress=context.progress,
     )
     notes = {site.name: _note(found.get(site.name), site.name in shared) for site in sites}
     arrays = {name: result.arrays for name, result in found.items()}
-    return LearnedCodes(arrays=arrays, notes=notes, remarks=remarks)
+    return LearnedCodes(arrays=arrays, notes=notes, remarks=(*remarks, *finished.notes))
 
 
 def _note(result: RoundingResult | None, is_shared: bool) -> str:

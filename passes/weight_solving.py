@@ -145,6 +145,7 @@ class WeightSolver:
             inputs="float" if how.flow == "one_shot" else "quantized",
             samples=how.samples,
             seed=self._seed,
+            described=[*self._described(how), sorted(self._data_free_options.items())],
         )
         self._notes, self.notes = {**self._notes, **learned.notes}, learned.remarks
         for site in sites:

@@ -20,6 +20,7 @@ name, and the weights and gradients of one block.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ import torch
 from onnxq.calibration.activations import ActivationStore, Held
 from onnxq.calibration.checks import checked_samples
 from onnxq.learning.blocks import Block
+from onnxq.learning.finished_blocks import FinishedBlocks
 from onnxq.learning.torch_graph import TorchGraph
 from onnxq.learning.training import (
     BlockResult,
@@ -57,6 +59,7 @@ def reconstruct(
     schedule: Schedule,
     *,
     memory_budget: int = _BUDGET,
+    finished: FinishedBlocks | None = None,
     progress: Progress | None = None,
 ) -> list[BlockResult]:
     """Learn block after block; what was learned is left in the learners.
@@ -68,6 +71,7 @@ def reconstruct(
         learn: makes the learner of a block, or None to leave the block in float.
         schedule: how long and on what.
         memory_budget: bytes of activations to keep in memory; the rest goes to a file.
+        finished: finds blocks that an earlier run has learned, and keeps those of this one.
         progress: called with (name of the block, blocks done, blocks).
 
     Returns:
@@ -80,7 +84,7 @@ def reconstruct(
     """
     results = []
     with ActivationStore(memory_budget) as store, _threads(schedule.threads):
-        walk = _Walk(model, store, schedule)
+        walk = _Walk(model, store, schedule, finished or FinishedBlocks())
         walk.load(checked_samples(samples, model), blocks)
         for number, block in enumerate(blocks):
             if progress is not None:
@@ -96,8 +100,15 @@ def reconstruct(
 class _Walk:
     """Values alive at the current cut: of the quantized model, and of the float one beside it."""
 
-    def __init__(self, model: ir.Model, store: ActivationStore, schedule: Schedule) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        store: ActivationStore,
+        schedule: Schedule,
+        finished: FinishedBlocks,
+    ) -> None:
         self._model, self._store, self._schedule = model, store, schedule
+        self._finished = finished
         self._now: list[dict[str, Held]] = []
         self._float: list[dict[str, Held]] = []
 
@@ -115,6 +126,7 @@ class _Walk:
             self._model, inputs=block.inputs, outputs=block.outputs, compute=torch.float32
         )
         learner = learn(block, graph)
+        self._finished.enter(block.name, [site.name for site in block.sites])
         plain = Setting({}, {})
         watching = plain if learner is None else Setting({}, learner.watch())
         targets = [self._hold(self._run(graph, values, watching)) for values in self._float]
@@ -123,7 +135,7 @@ class _Walk:
         else:
             given = self._now if self._schedule.inputs == "quantized" else self._float
             training = Training(graph, given, targets, self._schedule, block.name, number)
-            result = training.learn(learner)
+            result = self._learned(training, learner)
             with torch.no_grad():
                 is_plain = result.progress is None
                 kept = learner.plain() if is_plain else learner.setting(result.progress or 0.0)
@@ -136,6 +148,16 @@ class _Walk:
                 after = self._hold(self._run(graph, now, kept))
             self._now[index] = _living(block, now, after)
             self._float[index] = _living(block, exact, target)
+        return result
+
+    def _learned(self, training: Training, learner: Learner) -> BlockResult:
+        """The block as an earlier run has learned it, else as it is learned now."""
+        parameters = [p for group in learner.groups() for p in group["params"]]
+        about = self._finished.read(parameters)
+        if about is not None:
+            return BlockResult(**about)
+        result = training.learn(learner)
+        self._finished.keep(parameters, dataclasses.asdict(result))
         return result
 
     def _run(

@@ -1,4 +1,4 @@
-"""GPTQ of SmolLM2, killed again and again: the bytes of the run that nobody disturbed.
+"""GPTQ of SmolLM2, killed again and again, or read from a server that fails: the same bytes.
 
 Few and short samples, so that a run is mostly solving: the sites are all there.
 ``ONNXQ_TEST_SMOLLM2`` may name an exported model, else one is exported.
@@ -17,6 +17,7 @@ import pytest
 
 from onnxq.models.smollm2 import SmolLm2
 from onnxq.models.wikipedia import corpus
+from tests.faulty_server import faulty_server
 from tests.killed_runs import finish, killed_after, model_bytes, pieces, start
 
 KILLS = 20
@@ -56,6 +57,16 @@ def test_twenty_kills_at_random_moments(given, tmp_path):
     finish(quantizing(folder, model, out, "--work", work))
     assert pieces(work) == finished
     assert model_bytes(out) == model_bytes(folder / "whole")
+
+
+def test_a_server_that_fails_one_read_in_ten(given, tmp_path):
+    pytest.importorskip("aiohttp")
+    folder, model = given
+    with faulty_server(model.parent) as (url, counts):
+        place = {"ONNXQ_CACHE": str(tmp_path / "cache")}
+        finish(quantizing(folder, f"{url}/{model.name}", tmp_path / "out", "--no-resume", **place))
+    assert counts["failed"] > 0
+    assert model_bytes(tmp_path / "out") == model_bytes(folder / "whole")
 
 
 def test_workers_of_ray_of_which_one_is_killed(given, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +15,7 @@ from onnxq.errors import CalibrationError, RecipeError, UnsupportedGraph
 from onnxq.graph import clone_model, read_weight
 from onnxq.graph.check import check_graph, name_nodes
 from onnxq.graph.stage import Stage, mark_stage
+from onnxq.learning import rotation_learning
 from onnxq.passes.base import Context
 from onnxq.passes.fold_norm_scales import FoldNormScales
 from onnxq.passes.learn_rotation import LearnRotation
@@ -21,6 +24,7 @@ from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.rotate_heads import RotateHeads
 from onnxq.passes.rotate_residual import RotateResidual
 from onnxq.runtime import open_session
+from onnxq.runtime.work_folder import WorkFolder
 
 WIDTH, HEADS, SHARED, HEAD, INNER, VOCABULARY, TOKENS = 32, 4, 2, 16, 40, 50, 12
 QUICK = {
@@ -140,6 +144,26 @@ def test_the_float_function_stays_and_the_loss_falls(descent: str, loss: str) ->
     assert last < first
     assert set(report.moved_outputs) == {"v0", "v1"}
     assert not step.call(model, Context(samples=_samples())).modified
+
+
+def test_what_an_earlier_run_has_learned_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [_decoder() for _ in range(4)]
+    step = LearnRotation(**QUICK)
+    step.call(models[0], Context(samples=_samples()))
+    with WorkFolder(tmp_path) as work:
+        kept = Context(samples=_samples(), work=work, origin="here")
+        step.call(models[1], kept)
+        monkeypatch.setattr(rotation_learning, "learn_rotations", None)
+        report = step.call(models[2], kept)
+        with pytest.raises(TypeError):  # another origin: nothing is found
+            step.call(models[3], dataclasses.replace(kept, origin="elsewhere"))
+    assert report.notes[1] == "they were learned in an earlier run"
+    wanted = _weights(models[0])
+    for model in models[1:3]:
+        for name, array in _weights(model).items():
+            np.testing.assert_array_equal(array, wanted[name])
 
 
 def test_starting_from_nothing_the_rotation_is_what_helps() -> None:

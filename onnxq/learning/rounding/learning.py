@@ -13,6 +13,7 @@ from onnxq.formats import Arrays, IntFormat
 from onnxq.graph.orientation import to_rows
 from onnxq.graph.sites import Site
 from onnxq.learning.blocks import Block, find_blocks
+from onnxq.learning.finished_blocks import FinishedBlocks
 from onnxq.learning.reconstruction import reconstruct
 from onnxq.learning.rounding.methods import Method
 from onnxq.learning.rounding.weight import RoundedWeight
@@ -48,6 +49,7 @@ def learn_rounding(
     *,
     inputs: Literal["quantized", "float"] = "quantized",
     seed: int = 0,
+    finished: FinishedBlocks | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, RoundingResult], tuple[str, ...]]:
     """Learn the rounding of weights together with the others of their block.
@@ -61,6 +63,7 @@ def learn_rounding(
         method: how.
         inputs: what a block reads: results of the quantized blocks before it, or float ones.
         seed: of the order of samples and of whatever the method draws.
+        finished: blocks that an earlier run has learned.
         progress: called with (name of the block, blocks done, blocks).
 
     Returns:
@@ -83,7 +86,9 @@ def learn_rounding(
         return learners[block.name]
 
     schedule = method.schedule(seed, inputs)
-    results = reconstruct(model, samples, blocks, learn, schedule, progress=progress)
+    results = reconstruct(
+        model, samples, blocks, learn, schedule, finished=finished, progress=progress
+    )
     found = {}
     for result in results:
         for name, arrays in learners[result.name].arrays(result).items():
