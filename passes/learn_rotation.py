@@ -191,13 +191,11 @@ class LearnRotation(FloatTransform):
         key = hash_of(context.origin, self.key(), self.options())
         piece = context.work.read(key)
         if piece is not None:
-            found = {
-                kind: {
-                    n.partition(" ")[2]: a for n, a in piece.arrays.items() if n.startswith(kind)
-                }
-                for kind in ("matrices", "factors")
-            }
-            return RotationResult(**found, **piece.about), True
+            matrices, factors = (
+                {n.removeprefix(kind): a for n, a in piece.arrays.items() if n.startswith(kind)}
+                for kind in ("matrices ", "factors ")
+            )
+            return RotationResult(matrices=matrices, factors=factors, **piece.about), True
         result = self._learn(model, foldable, context)
         about = {"before": result.before, "after": result.after, "steps": result.steps}
         arrays = {f"matrices {name}": array for name, array in result.matrices.items()}
