@@ -1,4 +1,4 @@
-"""Workers of Ray and Dask on this machine: the same path as processes; the packages are optional."""
+"""Workers of Ray and Dask, by the path of processes; both packages are optional."""
 
 import numpy as np
 import pytest
