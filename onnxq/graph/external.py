@@ -15,7 +15,7 @@ from onnxq.errors import ModelLoadError
 from onnxq.graph.data_file import DataFile, FileTensor
 from onnxq.graph.walk import walk_graphs
 
-__all__ = ["attach_data"]
+__all__ = ["attach_data", "data_locations"]
 
 _MAX_OPEN_FILES = 64
 
@@ -30,7 +30,7 @@ def attach_data(model: ir.Model, folder: Path | None) -> None:
     Raises:
         ModelLoadError: names the tensor, the file, and what to do.
     """
-    places = _Places(folder, _count_files(model))
+    places = _Places(folder, len(data_locations(model)))
     for _, graph in walk_graphs(model):
         if isinstance(graph, ir.Graph):
             for value in graph.initializers.values():
@@ -51,16 +51,16 @@ def _is_external(attribute: ir.Attr) -> bool:
     )
 
 
-def _count_files(model: ir.Model) -> int:
-    locations = set()
+def data_locations(model: ir.Model) -> set[str]:
+    """The data files that a model names, as it names them."""
+    found = set()
     for _, graph in walk_graphs(model):
-        if isinstance(graph, ir.Graph):
-            locations |= {
-                str(value.const_value.location)
-                for value in graph.initializers.values()
-                if isinstance(value.const_value, ir.ExternalTensor)
-            }
-    return len(locations)
+        values = graph.initializers.values() if isinstance(graph, ir.Graph) else ()
+        tensors = [value.const_value for value in values]
+        attributes = (a for node in graph for a in node.attributes.values())
+        tensors += [attribute.as_tensor() for attribute in attributes if _is_external(attribute)]
+        found |= {str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)}
+    return found
 
 
 class _Places:

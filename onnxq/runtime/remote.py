@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import onnx_ir as ir
+
 from onnxq.errors import MissingDependency, ModelLoadError, OnnxqError
+from onnxq.graph.external import data_locations
 from onnxq.runtime.cache import cache_folder, write_whole
 
 __all__ = ["is_remote", "local_path", "opened", "patiently"]
@@ -50,8 +53,8 @@ def local_path(place: str | Path, *, progress: Progress | None = None) -> Path:
     """A place on this machine: itself, or a copy of what a URL means.
 
     Args:
-        place: a path; or the URL of a file or folder. Of an ``.onnx`` file, the files beside it
-            whose names begin with its own, which hold its weights, come along.
+        place: a path; or the URL of a file or folder. The data files that an ``.onnx`` file names
+            come along.
         progress: called with (name, bytes copied, bytes in all) for each file.
 
     Raises:
@@ -63,11 +66,18 @@ def local_path(place: str | Path, *, progress: Progress | None = None) -> Path:
         return Path(place)
     url = str(place).rstrip("/")
     system, root = opened(url)
-    files = list(_files(system, root, url))
     folder = cache_folder() / "remote" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    is_folder = _is_folder(system, root)
+    files = _files(system, root, url) if is_folder else [(root, PurePosixPath(root).name)]
     for path, name in files:
         _copy(system, path, folder / name, url, progress)
-    return folder if _is_folder(system, root) else folder / files[0][1]
+    if is_folder:
+        return folder
+    copied = folder / PurePosixPath(root).name
+    base = root.removesuffix(copied.name)
+    for name in _named(copied):
+        _copy(system, base + name, folder / name, f"{base}{name}, which {url} names", progress)
+    return copied
 
 
 def opened(url: str) -> tuple[Any, str]:
@@ -93,22 +103,16 @@ def opened(url: str) -> tuple[Any, str]:
     return system, root
 
 
-def _files(system: Any, root: str, url: str) -> Iterator[tuple[str, str]]:
-    """Files to copy, with their names in the copy: the file itself first."""
-    try:
-        if _is_folder(system, root):
-            found = patiently(lambda: sorted(system.find(root)), url)
-            base = PurePosixPath(root)
-            if not found:
-                raise FileNotFoundError
-            yield from ((path, str(PurePosixPath(path).relative_to(base))) for path in found)
-            return
-        patiently(lambda: system.info(root), url)
-        yield root, PurePosixPath(root).name
-        for path in _beside(system, root):
-            yield path, PurePosixPath(path).name
-    except FileNotFoundError as error:
-        raise ModelLoadError(f"There is nothing at {url}. Check the address.") from error
+def _files(system: Any, root: str, url: str) -> list[tuple[str, str]]:
+    """Files of a folder, with their names in the copy."""
+    found = patiently(lambda: sorted(system.find(root)), url)
+    if not found:
+        raise _nothing(url)
+    return [(path, str(PurePosixPath(path).relative_to(root))) for path in found]
+
+
+def _nothing(url: str) -> ModelLoadError:
+    return ModelLoadError(f"There is nothing at {url}. Check the address.")
 
 
 def _is_folder(system: Any, root: str) -> bool:
@@ -117,21 +121,28 @@ def _is_folder(system: Any, root: str) -> bool:
     )
 
 
-def _beside(system: Any, root: str) -> list[str]:
-    """Files with the weights of an ONNX file: beside it, their names begin with its own."""
-    if not root.endswith(".onnx"):
+def _named(file: Path) -> list[str]:
+    """Data files that a copied ONNX file names, in its own folder or below it.
+
+    The others, and a file that is no model, are refused when it is loaded.
+    """
+    if file.suffix != ".onnx":
         return []
     try:
-        near = patiently(lambda: system.ls(str(PurePosixPath(root).parent), detail=False), root)
-    except (ModelLoadError, NotImplementedError, FileNotFoundError):
-        near = []
-    stem = PurePosixPath(root).stem
-    return [p for p in near if p != root and PurePosixPath(p).name.startswith(f"{stem}.")]
+        names = data_locations(ir.load(file))
+    except Exception as error:  # noqa: BLE001 - whatever a parser raises
+        _log.info("%s is not read: %s", file, error)
+        return []
+    paths = [PurePosixPath(name) for name in sorted(names)]
+    return [str(p) for p in paths if p.name and not p.is_absolute() and ".." not in p.parts]
 
 
 def _copy(system: Any, path: str, target: Path, url: str, progress: Progress | None) -> None:
     """Copy a file unless this very version is there."""
-    info = patiently(lambda: system.info(path), url)
+    try:
+        info = patiently(lambda: system.info(path), url)
+    except FileNotFoundError as error:
+        raise _nothing(url) from error
     size = info.get("size")
     identity = {"size": size, **{k: str(info[k]) for k in _VERSION_KEYS if info.get(k)}}
     note, part = (

@@ -70,7 +70,7 @@ def test_a_server_that_fails_one_read_in_ten(given, tmp_path):
 
 
 def test_workers_of_ray_of_which_one_is_killed(given, tmp_path):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray.util.joblib")
     folder, model = given
     out, work = tmp_path / "out", tmp_path / "work"
     process = quantizing(folder, model, out, "--work", work, "--workers", 2, "--backend", "ray")
