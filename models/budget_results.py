@@ -105,7 +105,7 @@ class BudgetResults:
         if not path.exists():
             task = SmolLm2()
             built = task.built(self.work)
-            feeds = _feeds(built, self.calibration[:4])
+            feeds = _feeds(built, self._windows(4))
             recipe = recipe_of("rotated", (*PREPARE, *ROTATED, ("split_projections", {})))
             done = run_recipe(load(built["model"]), recipe, samples=feeds["model"], check="off")
             save(done.model, path)
@@ -114,7 +114,12 @@ class BudgetResults:
     @property
     def feeds(self) -> Feeds:
         """Inputs to calibrate on."""
-        return _feeds({"model": self.rotated}, self.calibration[:_CALIBRATION])
+        return _feeds({"model": self.rotated}, self._windows(_CALIBRATION))
+
+    def _windows(self, count: int) -> np.ndarray:
+        """So many windows, spread over all: neighbours are of one article, and tell little more."""
+        spread = np.linspace(0, len(self.calibration), count, endpoint=False).astype(int)
+        return self.calibration[spread]
 
     @property
     def latencies(self) -> LatencyBudgets:
@@ -257,7 +262,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="*", default=(), help="of mixes, such as mix-2.5")
     options = parser.parse_args()
     if options.protocol is None:
-        calibration = calibration_tokens(encode, windows=_CALIBRATION, window=512)
+        calibration = calibration_tokens(encode, windows=4 * _CALIBRATION, window=512)
         evaluation = evaluation_tokens(encode, windows=16, window=512)
         about = "the project's own text of Wikipedia"
     else:

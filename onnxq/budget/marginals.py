@@ -7,6 +7,10 @@ losses of a site are multiplied by
 
     κ = what it adds there / what ``fisher`` says of it there.
 
+Both are of the divergence from the float model's probabilities. Where a language model is judged
+by the tokens that follow, κ is also multiplied by the rise of their −ln p over that divergence,
+both of the rounded model: they are the same only where the float model knows how much it doubts.
+
 What a few samples tell of one site is uncertain, and a part of it is chance: what errors of two
 sites cost together depends on the codes, which other formats do not share. What does not depend on
 them is common to sites of a kind and to neighbours. So κ is a Gaussian process over the sites (the
@@ -44,6 +48,8 @@ _OF_KIND, _OF_PLACE, _OWN = 0.3, 0.3, 0.1
 _REACH = 0.3
 """How far apart places still go together, as a share of the sites."""
 _LEAST, _MOST = 0.25, 4.0
+_SHARE = 0.5, 2.0
+"""The least and the most that the rise can be of the divergence: few tokens tell little."""
 _DIGITS = re.compile(r"\d+")
 
 
@@ -96,6 +102,8 @@ def marginal_factors(
     if not names or added.sum() <= 0.0:
         return {}
     factors, common = _predicted(names, added, predicted)
+    share = float(np.clip(found.rises.sum() / found.losses.sum(), *_SHARE))
+    factors, common = share * factors, share * common
     return dict.fromkeys(told, common) | dict(zip(names, factors.tolist(), strict=True))
 
 

@@ -88,7 +88,7 @@ class Measuring:
         told = self._cache("fisher", sites).known()
         able = [site for site in sites if told.get(site.name)]  # not where no gradient reaches
         probe = probe_of([told[site.name] for site in able], self.loss.kind)
-        cache = self._cache("marginal", sites, probe=probe)
+        cache = self._cache("marginal", sites, probe=probe, of="rises")
         known = cache.known()
         if not known and self._seen is not None:
             few = self._few(_MORE, most=len(self._seen) // 4)

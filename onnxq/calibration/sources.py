@@ -47,7 +47,8 @@ def open_data(
         preprocess: for images and sound: a spec or a TOML/JSON file with one; a folder may hold
             one as ``preprocess.toml``, ``preprocess.json`` or ``preprocessor_config.json``.
         length: for text: tokens in a sample.
-        limit: use no more than this many samples.
+        limit: use no more than this many samples: the first ones; of a long text for a decoder,
+            windows spread over all of it.
         batch: join this many samples along their first axis.
         extras: names of arrays that samples may carry besides the inputs, such as token weights.
 
@@ -60,7 +61,7 @@ def open_data(
     if isinstance(source, (str, Path)) and isinstance(model, ir.Model):
         specs = _with_head_size(specs, model)
     if isinstance(source, (str, Path)):
-        samples = _open(Path(source), specs, tokenizer, preprocess, length)
+        samples = _open(Path(source), specs, tokenizer, preprocess, length, limit)
         samples = samples if limit is None else samples.take(limit)
     else:
         samples = Samples.of(source, limit=limit)
@@ -87,6 +88,7 @@ def _open(
     tokenizer: str | Path | None,
     preprocess: str | Path | ImageSpec | AudioSpec | None,
     length: int,
+    limit: int | None,
 ) -> Samples:
     if not path.exists():
         raise CalibrationError(f"There are no calibration data at {str(path)!r}: check the path.")
@@ -100,7 +102,7 @@ def _open(
             f"{path.name!r} is taken for a text, and text needs a tokenizer: give the path of the "
             "model's tokenizer.json."
         )
-    return text_samples(path, Path(tokenizer or beside), specs, length=length)
+    return text_samples(path, Path(tokenizer or beside), specs, length=length, limit=limit)
 
 
 def _open_folder(

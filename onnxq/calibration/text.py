@@ -1,12 +1,16 @@
 """Samples from a text file and a ``tokenizer.json``, shaped as the inputs of the model ask.
 
-A decoder (a model with a key/value cache) gets windows of consecutive tokens and an empty past. An
-encoder gets one line of text per sample with its special tokens, cut at the window length and, when
-the model's length is static, padded to it.
+A decoder (a model with a key/value cache) gets windows of consecutive tokens and an empty past.
+When fewer are wanted than half of what the text has, they begin at places spread evenly over it:
+neighbours are of one subject, and tell a calibration little more. An encoder gets one line of text
+per sample with its special tokens, cut at the window length and, when the model's length is static,
+padded to it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,12 @@ _PIECE = 1 << 16  # characters of text that are tokenized at a time
 
 
 def text_samples(
-    path: Path, tokenizer: Path, inputs: Sequence[TensorSpec], *, length: int = 128
+    path: Path,
+    tokenizer: Path,
+    inputs: Sequence[TensorSpec],
+    *,
+    length: int = 128,
+    limit: int | None = None,
 ) -> Samples:
     """Tokenized text.
 
@@ -32,6 +41,7 @@ def text_samples(
         tokenizer: a ``tokenizer.json`` of Hugging Face tokenizers, or the folder it is in.
         inputs: the inputs of the model; each must be one that can be made from tokens.
         length: tokens in a window (decoder), or the most tokens of a line (encoder).
+        limit: how many samples are wanted at most; None takes all there are.
 
     Raises:
         CalibrationError: the tokenizer cannot be read, or an input cannot be made from text;
@@ -43,10 +53,15 @@ def text_samples(
     length = feeder.static_length or length
     is_decoder = any(_is_past(spec.name) for spec in inputs)
     pad = None if is_decoder else feeder.static_length
-    pieces = _windows if is_decoder else _lines
 
     def read() -> Iterator[Sample]:
-        for tokens in pieces(path, loaded, length):
+        if not is_decoder:
+            pieces = _lines(path, loaded, length)
+        elif limit and _is_long(path, loaded, 2 * limit * length):
+            pieces = _spread_windows(path, loaded, length, limit)
+        else:
+            pieces = _windows(path, loaded, length)
+        for tokens in itertools.islice(pieces, limit):
             yield feeder.feed(tokens, pad)
 
     return Samples(read, label=f"text {path.name!r}")
@@ -93,6 +108,33 @@ def _windows(path: Path, tokenizer: Any, length: int) -> Iterator[list[int]]:
         yield waiting
 
 
+def _is_long(path: Path, tokenizer: Any, tokens: int) -> bool:
+    """Whether a text in lines has so many tokens, by those of its beginning."""
+    with _reading(path):
+        size = path.stat().st_size
+    begin = next(_text(path, lambda file: file.readlines(min(_PIECE, size // 16))), "")
+    read = len(begin.encode())
+    found = len(tokenizer.encode(begin, add_special_tokens=False).ids)
+    return 0 < read < size // 2 and size * found >= tokens * read
+
+
+def _spread_windows(path: Path, tokenizer: Any, length: int, count: int) -> Iterator[list[int]]:
+    """Windows of exactly ``length`` tokens that begin with a line, at even distances."""
+    size, last = path.stat().st_size, 0
+    for number in range(count):
+        tokens: list[int] = []
+        with _reading(path), path.open("rb") as file:
+            file.seek(max(last, size * number // count))
+            if number:
+                file.readline()
+            while len(tokens) < length and (lines := file.readlines(2 * length)):
+                text = b"".join(lines).decode("utf-8")
+                tokens += tokenizer.encode(text, add_special_tokens=False).ids
+            last = file.tell()
+        if len(tokens) >= length:
+            yield tokens[:length]
+
+
 def _lines(path: Path, tokenizer: Any, length: int) -> Iterator[list[int]]:
     """The tokens of each line that is not blank, special tokens included."""
     for line in _text(path, lambda file: [file.readline()]):
@@ -104,10 +146,16 @@ def _lines(path: Path, tokenizer: Any, length: int) -> Iterator[list[int]]:
 
 
 def _text(path: Path, read: Callable[[Any], list[str]]) -> Iterator[str]:
+    with _reading(path), path.open(encoding="utf-8") as file:
+        while piece := "".join(read(file)):
+            yield piece
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """A file that cannot be read, or is no text, is a sentence."""
     try:
-        with path.open(encoding="utf-8") as file:
-            while piece := "".join(read(file)):
-                yield piece
+        yield
     except (OSError, UnicodeDecodeError) as error:
         raise CalibrationError(
             f"{path.name!r} cannot be read as UTF-8 text ({error}): convert it first."

@@ -8,7 +8,7 @@ import torch
 
 from onnxq.evaluate.output_loss import OutputLoss
 
-__all__ = ["are_probabilities", "output_distance"]
+__all__ = ["are_probabilities", "next_token_rise", "output_distance"]
 
 
 def output_distance(
@@ -41,6 +41,28 @@ def output_distance(
         )
         shares.append((wanted.exp() * (wanted - given)).sum(-1).mean())
     return torch.stack(shares).mean()
+
+
+def next_token_rise(
+    before: Mapping[str, torch.Tensor],
+    after: Mapping[str, torch.Tensor],
+    tokens: torch.Tensor,
+    loss: OutputLoss,
+) -> float:
+    """The rise of −ln p of the token that follows, a mean over the tokens of one sample.
+
+    Args:
+        before: outputs of the float model, by name.
+        after: outputs of the other one.
+        tokens: ids ``[batch, tokens]``.
+        loss: names the output, ``[batch, tokens, vocabulary]``.
+    """
+    name, following = loss.outputs[0], tokens[:, 1:, None].long()
+    wanted, given = (
+        outputs[name].detach()[:, :-1].double().log_softmax(-1).gather(-1, following)
+        for outputs in (before, after)
+    )
+    return float((wanted - given).mean()) if following.numel() else 0.0
 
 
 def are_probabilities(rows: torch.Tensor) -> bool:

@@ -24,7 +24,7 @@ import torch
 from onnxq.evaluate.output_loss import OutputLoss
 from onnxq.graph.orientation import from_rows
 from onnxq.graph.sites import Site
-from onnxq.learning.output_distance import output_distance
+from onnxq.learning.output_distance import next_token_rise, output_distance
 from onnxq.learning.torch_graph import TorchGraph
 
 __all__ = ["SiteMarginals", "site_marginals"]
@@ -38,10 +38,13 @@ class SiteMarginals:
 
     Attributes:
         losses: L, float64 ``[samples]``.
+        rises: what the model is judged by: of ``next_token``, how much less likely the tokens that
+            follow have become, in nats; else L itself.
         halves: ½ b, float64 ``[samples]``, by name of the site.
     """
 
     losses: Array
+    rises: Array
     halves: Mapping[str, Array]
 
 
@@ -81,15 +84,19 @@ def site_marginals(
         readers.setdefault(weight, []).append(site.name)
         stored = from_rows(site, rounded[site.name]).reshape(tuple(graph.weights[weight].shape))
         placed[weight] = torch.from_numpy(np.ascontiguousarray(stored)).requires_grad_()
-    losses, halves = [], [dict[str, float]() for _ in samples]
+    losses, rises, halves = [], [], [dict[str, float]() for _ in samples]
     for number, sample in enumerate(samples):
         if progress is not None:
             progress("marginal losses", number, len(samples))
         feeds = {name: torch.from_numpy(np.ascontiguousarray(sample[name])) for name in inputs}
         with torch.no_grad():
             wanted = graph(feeds)
-        apart = output_distance(wanted, graph(feeds, weights=placed), loss)
+        given = graph(feeds, weights=placed)
+        apart = output_distance(wanted, given, loss)
         losses.append(float(apart.detach()))
+        rises.append(losses[-1])
+        if loss.kind == "next_token":
+            rises[-1] = next_token_rise(wanted, given, feeds[loss.tokens], loss)
         if apart.requires_grad:
             apart.backward()
         for weight, names in readers.items():
@@ -98,6 +105,7 @@ def site_marginals(
                 halves[number].update(dict.fromkeys(names, half / len(names)))
     return SiteMarginals(
         losses=np.array(losses),
+        rises=np.array(rises),
         halves={
             name: np.array([found[name] for found in halves])
             for name in dict.fromkeys(name for names in readers.values() for name in names)

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -115,6 +116,52 @@ def test_text_for_a_decoder_is_windows_and_an_empty_past(tokenizer, text):
     assert first["position_ids"].tolist() == [[0, 1, 2, 3]]
     assert first["attention_mask"].tolist() == [[1, 1, 1, 1]]
     assert first["past_0_key"].shape == (1, 3, 0, 16)
+
+
+@pytest.fixture
+def counted(tmp_path):
+    """A text of lines of five words that nobody knows, each line numbered, and its decoder."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"[UNK]": 0} | {f"n{i:04}é": i for i in range(1, 1001)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.save(str(tmp_path / "tokenizer.json"))
+    lines = [f"n{i:04}é" + " x" * 5 for i in range(1, 1001)]
+    (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path / "text.txt"
+
+
+def windows(path, limit, length=12):
+    return [
+        s["input_ids"][0].tolist() for s in open_data(path, DECODER, length=length, limit=limit)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100, 200])
+def test_few_windows_are_spread_over_a_long_text(counted, count):
+    found = windows(counted, count)
+    assert found == windows(counted, count)
+    assert len(found) == count
+    begins = [window[0] for window in found]  # they begin with a line
+    assert begins[0] == 1 and begins == sorted(set(begins))
+    for number, (begin, window) in enumerate(zip(begins, found, strict=True)):
+        assert begin == pytest.approx(1000 * number / count, abs=3)
+        assert window == [begin, *[0] * 5, begin + 1, *[0] * 5]
+    assert all(after - before >= 2 for before, after in itertools.pairwise(begins))
+
+
+def test_many_windows_or_a_text_without_lines_are_read_from_the_beginning(counted):
+    everything = windows(counted, None)
+    assert len(everything) == 500
+    assert windows(counted, 400) == everything[:400]
+    counted.write_text(counted.read_text(encoding="utf-8").replace("\n", " "), encoding="utf-8")
+    assert windows(counted, 3) == everything[:3]
+
+
+def test_a_long_text_that_is_none(counted):
+    counted.write_bytes(counted.read_bytes() + b"\n" + b"\xff\xfe \n" * 5000)
+    with pytest.raises(CalibrationError, match=r"'text.txt' cannot be read as UTF-8 text"):
+        windows(counted, 9)
 
 
 def test_a_static_past_is_masked(tokenizer, text):

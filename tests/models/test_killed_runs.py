@@ -7,6 +7,7 @@ Few and short samples, so that a run is mostly solving: the sites are all there.
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import threading
@@ -31,6 +32,7 @@ def given(tmp_path_factory, request):
     source = os.environ.get("ONNXQ_TEST_SMOLLM2")
     model = Path(source) if source else SmolLm2().build(folder / "float")["model"]
     (folder / "text.txt").write_text(corpus()[:20_000])
+    shutil.copy(model.parent / "tokenizer.json", folder)
     finish(quantizing(folder, model, folder / "whole", "--no-resume"))
     return folder, model
 

@@ -35,7 +35,5 @@ def test_a_server_that_lists_no_folders(tmp_path, monkeypatch):
         load(copied)
         data.rename(tmp_path / "gone")
         monkeypatch.setenv("ONNXQ_CACHE", str(tmp_path / "other"))
-        with pytest.raises(
-            ModelLoadError, match=r"nothing at .*data, which .*onnx names"
-        ):
+        with pytest.raises(ModelLoadError, match=r"nothing at .*data, which .*onnx names"):
             local_path(f"{url}/zoo/model.onnx")
