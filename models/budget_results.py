@@ -119,7 +119,8 @@ class BudgetResults:
     def _windows(self, count: int) -> np.ndarray:
         """So many windows, spread over all: neighbours are of one article, and tell little more."""
         spread = np.linspace(0, len(self.calibration), count, endpoint=False).astype(int)
-        return self.calibration[spread]
+        windows: np.ndarray = self.calibration[spread]
+        return windows
 
     @property
     def latencies(self) -> LatencyBudgets:
