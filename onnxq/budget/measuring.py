@@ -28,8 +28,8 @@ _TOKENS, _SAMPLES = 2048, 16
 """Of the samples that gradients are taken on, at most so many tokens and samples."""
 _MORE = 2
 """Times as many, but a quarter of all at most, for what is measured where all sites are rounded:
-there a sample is one number a site. The solver does not see them, as what it fits to its own
-samples helps no others."""
+there a sample is one number a site. The solver does not see them, nor their neighbours, which are
+of the same subjects, as what it fits to its own samples helps no others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +88,13 @@ class Measuring:
         told = self._cache("fisher", sites).known()
         able = [site for site in sites if told.get(site.name)]  # not where no gradient reaches
         probe = probe_of([told[site.name] for site in able], self.loss.kind)
-        cache = self._cache("marginal", sites, probe=probe, of="rises")
+        cache = self._cache("marginal", sites, probe=probe, on="last")
         known = cache.known()
         if not known and self._seen is not None:
-            few = self._few(_MORE, most=len(self._seen) // 4)
-            rest = [one for one in self._seen if not any(one is other for other in few)]
+            rest, few = self._parted()
             found = marginal_factors(
                 self.model,
-                rest or self._seen,
+                rest,
                 few,
                 able,
                 {site.name: told[site.name][probe] for site in able},
@@ -137,20 +136,18 @@ class Measuring:
             return None
         return list(itertools.islice(iter(self.samples), self.step.samples))
 
-    def _few(self, times: int = 1, most: int | None = None) -> list[Mapping[str, np.ndarray]]:
-        """Samples for gradients, spread over all: so many tokens, and at least one sample."""
+    def _few(self) -> list[Mapping[str, np.ndarray]]:
+        """Samples for gradients, spread over all."""
         samples = self._seen or []
-        count = min(times * _SAMPLES, len(samples) if most is None else max(most, 1))
-        spread = np.linspace(0, len(samples) - 1, count).round().astype(int)
-        found: list[Mapping[str, np.ndarray]] = []
-        tokens = 0
-        for at in dict.fromkeys(spread.tolist()):
-            ids = [a.size for a in samples[at].values() if a.dtype.kind == "i" and a.ndim == 2]
-            tokens += max(ids, default=1)
-            if found and tokens > times * _TOKENS:
-                break
-            found.append(samples[at])
-        return found
+        spread = np.linspace(0, len(samples) - 1, min(_SAMPLES, len(samples))).round().astype(int)
+        return _within([samples[at] for at in dict.fromkeys(spread.tolist())], _TOKENS)
+
+    def _parted(self) -> tuple[list[Mapping[str, np.ndarray]], list[Mapping[str, np.ndarray]]]:
+        """Samples for the solver, and others: the last, so that neighbours are not torn apart."""
+        samples = self._seen or []
+        count = max(1, min(_MORE * _SAMPLES, len(samples) // 4))
+        others = _within(samples[-count:], _MORE * _TOKENS)
+        return samples[:-count] or samples, others
 
     def _cache(self, measure: str, sites: Sequence[Site], **more: Any) -> LossCache:
         step = self.step
@@ -166,6 +163,18 @@ class Measuring:
             **more,
         }
         return LossCache(fingerprint(self.model, self._seen, about))
+
+
+def _within(samples: Sequence[Mapping[str, np.ndarray]], most: int) -> list[Any]:
+    """The first of these samples that have so many tokens together; at least one."""
+    found, tokens = list[Mapping[str, np.ndarray]](), 0
+    for sample in samples:
+        ids = [a.size for a in sample.values() if a.dtype.kind == "i" and a.ndim == 2]
+        tokens += max(ids, default=1)
+        if found and tokens > most:
+            break
+        found.append(sample)
+    return found
 
 
 def _with_losses(menu: SiteMenu, losses: Mapping[str, float]) -> SiteMenu:
