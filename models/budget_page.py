@@ -17,6 +17,7 @@ __all__ = ["PEERS", "determination", "page_of", "part_of", "picture_of"]
 PEERS: Mapping[float, Sequence[tuple[str, float, float]]] = {
     4.25: (("IQ4_XS", 4.25, 31.3),),
     3.25: (("Q3_K", 3.44, 40.0), ("IQ3_XXS", 3.06, 56.6)),
+    2.523: (("Q2_K", 2.63, 91.0), ("IQ2_S", 2.56, 144.0)),
     2.5: (("Q2_K", 2.63, 91.0), ("IQ2_S", 2.56, 144.0)),
 }
 """Of llama.cpp with an importance matrix: name, bits per weight, perplexity; by budget."""
