@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.budget.account import account_of
+from onnxq.budget.account import account_of, uniform_mixes
+from onnxq.budget.menu import FLOAT
 from onnxq.budget.plan import Problem, Solution, fastest_mix, retimed, smallest_mix, solve
 from onnxq.budget.policy import Policy
 from onnxq.budget.problem import PlannedModel, planned
@@ -155,13 +156,22 @@ def _best(
     if request.latency_ms is not None and samples is not None:
         timer = QuietTimer(model, next(iter(samples)), problem.float_ms or math.inf)
     for _ in range(_TRIES):
+        fitting = [trial for trial in trials if trial.fits]
         try:
-            solution = _solved(problem, request, allowed, is_first=not trials)
+            if timer is not None and not trials and (request.bits, request.size) == (None, None):
+                solution = _best_format(problem)
+            else:
+                guesses = 1 if timer is None else 2
+                solution = _solved(problem, request, allowed, is_guess=len(trials) < guesses)
         except BudgetError:
-            if not any(trial.fits for trial in trials):
+            if not fitting:
                 raise
             break
-        if trials and solution.formats == trials[-1].solution.formats:
+        if timer is not None and fitting:
+            least = min(trial.solution.loss for trial in fitting)
+            if solution.loss >= least:
+                break
+        if any(solution.formats == trial.solution.formats for trial in trials):
             if target is None or meter is None:
                 break
             allowed = _TIGHTER * (allowed or target)  # until it is another mix
@@ -174,29 +184,45 @@ def _best(
             if found <= target:
                 break
             allowed = (allowed or target) * max(0.1, 0.9 * target / found)
-        elif trial.fits and trial.reached.get("latency_ms", math.inf) >= _ENOUGH * (
-            request.latency_ms or 0.0
-        ):
+        elif trial.fits and (timer is None or (len(trials) > 1 and _is_used(trial, request))):
             break
         problem = trial.problem
     fitting = [one for one in trials if one.fits]
     if not fitting:
+        if timer is not None:
+            trials.sort(key=lambda one: one.reached["latency_ms"], reverse=True)
         raise BudgetError(_missed(request, trials[-1]))
     if request.latency_ms is not None:
         return min(fitting, key=lambda one: one.solution.loss)
     return fitting[-1]
 
 
+def _is_used(trial: _Trial, request: Request) -> bool:
+    """Whether a run takes nearly as long as it may."""
+    return bool(trial.reached["latency_ms"] >= _ENOUGH * (request.latency_ms or 0.0))
+
+
+def _best_format(problem: Problem) -> Solution:
+    """The format everywhere that loses least, float apart: what mixes are to be better than.
+
+    A run of it also tells how far the times of operators alone can be trusted.
+    """
+    mixes = [mix for name, mix in uniform_mixes(problem).items() if name != FLOAT]
+    if not mixes:
+        return solve(problem, Request(latency_ms=fastest_mix(problem)))
+    return min(mixes, key=lambda mix: mix.loss)
+
+
 def _solved(
-    problem: Problem, request: Request, allowed: float | None, *, is_first: bool
+    problem: Problem, request: Request, allowed: float | None, *, is_guess: bool
 ) -> Solution:
     """The best mix; what is only guessed refuses no size or time before it is measured."""
     try:
         return solve(problem, request, allowed_loss=allowed)
     except BudgetError:
-        if request.size is None and (request.latency_ms is None or not is_first):
+        if request.size is None and (request.latency_ms is None or not is_guess):
             raise
-    if is_first:
+    if is_guess:
         if request.latency_ms is not None:
             request = dataclasses.replace(request, latency_ms=fastest_mix(problem))
         return solve(dataclasses.replace(problem, fixed_bytes=problem.sure_bytes), request)
