@@ -1,13 +1,15 @@
 """``python -m onnxq.models.report_results FOLDER --work DIR``: a page for every model of the zoo.
 
 Each model is quantized by one recipe and explained by `onnxq.report`: one page for each of its ONNX
-files, and ``index.html`` with a line for each page. Artifacts and pages that are finished stay, so
-an interrupted run goes on where it stopped.
+files, and ``index.html`` with a line for each page. A model that the recipe refuses, as one that
+comes quantized, is shown beside itself. Artifacts and pages that are finished stay, so an
+interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,7 +92,7 @@ def report_pages(
         again: write pages that are there once more.
 
     Returns:
-        For each ONNX file of the model, by role, what the artifact is; or why there is none.
+        For each ONNX file of the model, by role, what its page shows; or why there is none.
     """
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -103,21 +105,21 @@ def report_pages(
         page = folder / f"{task.name}-{role}.html"
         if again or not page.exists():
             calibration, held_back = task.calibration(built)[role], task.held_back(built)[role]
-            try:
+            original = path.parent if path.name == "model.onnx" else path
+            with contextlib.suppress(OnnxqError):  # a model that comes quantized, beside itself
                 _artifact(path, artifact, recipe, calibration, held_back)
-            except OnnxqError as error:
-                said[role] = f"{recipe} refused: {error}"
-                continue
+            made = artifact if (artifact / REPORT_NAME).exists() else original
             pair = ModelPair(
-                original=path.parent if path.name == "model.onnx" else path,
-                quantized=artifact,
-                report=artifact_report(artifact),
+                original=original,
+                quantized=made,
+                report=artifact_report(made),
                 calibration=calibration,
                 samples=held_back[:HELD_BACK],
                 is_random=False,
             )
             explain(pair, page, sites=sites)
-        said[role] = f"{task.title}, {recipe}"
+        is_made = (artifact / REPORT_NAME).exists()
+        said[role] = f"{task.title}, {recipe if is_made else f'as it comes: {recipe} refuses it'}"
     return said
 
 
