@@ -90,8 +90,8 @@ def _random_lines(found: Mapping[str, Any]) -> list[str]:
 
 def _mix_table(found: Mapping[str, Any], base: float, *, peers: bool) -> list[str]:
     lines = [
-        "| bits asked | mix | best single format of that size or near | excess saved | written file "
-        "| peers |",
+        "| bits asked | mix | best single format of that size or near | excess saved "
+        "| written file | peers |",
         "|---:|---:|---|---:|---:|---|",
     ]
     uniform = {n.partition("-")[2]: c for n, c in found.items() if n.startswith("uniform-")}
