@@ -88,6 +88,11 @@ def test_linear_layers(build, rectifier, inner, readers, own):
 
 @pytest.mark.parametrize("groups", [1, 4])
 def test_convolutions(build, groups):
+    rng = np.random.default_rng(5)  # how often RNG was asked before is up to hypothesis
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
     model = build(
         f"main (float[2, 3, 7, 7] x) => (float[2, 4, 4, 4] y) {{ h = Conv (x, w1, b1)  a = Relu (h)  y = Conv <group = {groups}> (a, w2) }}",
         w1=normal(4, 3, 2, 2) / 4, b1=np.float32([6, 0, 9, 7]), w2=normal(4, 4 // groups, 3, 3),
