@@ -104,6 +104,8 @@ def _mix_table(found: Mapping[str, Any], base: float, *, peers: bool) -> list[st
         saved = 1 - (mix["perplexity"] - base) / (best["perplexity"] - base)
         written = found.get(f"written-mix-{bits:g}")
         as_run = "–" if written is None else f"{written['perplexity']:.4g}"
+        single = found.get(f"written-uniform-{name}")
+        as_run += "" if single is None else f" (single format {single['perplexity']:.4g})"
         beside = ", ".join(f"{peer} {ppl:.4g} at {at:g}" for peer, at, ppl in others)
         beside = beside if peers else "–"
         lines.append(
