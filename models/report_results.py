@@ -9,7 +9,6 @@ interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,11 +102,14 @@ def report_pages(
     for role, path in built.items():
         artifact = work / "reports" / f"{task.name}-{role}-{recipe}"
         page = folder / f"{task.name}-{role}.html"
+        refused = ""
         if again or not page.exists():
             calibration, held_back = task.calibration(built)[role], task.held_back(built)[role]
             original = path.parent if path.name == "model.onnx" else path
-            with contextlib.suppress(OnnxqError):  # a model that comes quantized, beside itself
+            try:
                 _artifact(path, artifact, recipe, calibration, held_back)
+            except OnnxqError as error:
+                refused = f": {recipe} refused: {error}"
             made = artifact if (artifact / REPORT_NAME).exists() else original
             pair = ModelPair(
                 original=original,
@@ -119,7 +121,7 @@ def report_pages(
             )
             explain(pair, page, sites=sites)
         is_made = (artifact / REPORT_NAME).exists()
-        said[role] = f"{task.title}, {recipe if is_made else f'as it comes: {recipe} refuses it'}"
+        said[role] = f"{task.title}, {recipe if is_made else f'as it comes{refused}'}"
     return said
 
 

@@ -120,19 +120,18 @@ def _is_long(path: Path, tokenizer: Any, tokens: int) -> bool:
 
 def _spread_windows(path: Path, tokenizer: Any, length: int, count: int) -> Iterator[list[int]]:
     """Windows of exactly ``length`` tokens that begin with a line, at even distances."""
-    size, last = path.stat().st_size, 0
-    for number in range(count):
-        tokens: list[int] = []
-        with _reading(path), path.open("rb") as file:
-            file.seek(max(last, size * number // count))
+    with _reading(path), path.open("rb") as file:
+        size = path.stat().st_size
+        for number in range(count):
+            file.seek(max(file.tell(), size * number // count))
             if number:
                 file.readline()
+            tokens: list[int] = []
             while len(tokens) < length and (lines := file.readlines(2 * length)):
                 text = b"".join(lines).decode("utf-8")
                 tokens += tokenizer.encode(text, add_special_tokens=False).ids
-            last = file.tell()
-        if len(tokens) >= length:
-            yield tokens[:length]
+            if len(tokens) >= length:
+                yield tokens[:length]
 
 
 def _lines(path: Path, tokenizer: Any, length: int) -> Iterator[list[int]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from onnxq.evaluate.output_loss import OutputLoss
+from onnxq.evaluate.perplexity import token_losses
 
 __all__ = ["are_probabilities", "next_token_rise", "output_distance"]
 
@@ -57,12 +59,18 @@ def next_token_rise(
         tokens: ids ``[batch, tokens]``.
         loss: names the output, ``[batch, tokens, vocabulary]``.
     """
-    name, following = loss.outputs[0], tokens[:, 1:, None].long()
-    wanted, given = (
-        outputs[name].detach()[:, :-1].double().log_softmax(-1).gather(-1, following)
-        for outputs in (before, after)
-    )
-    return float((wanted - given).mean()) if following.numel() else 0.0
+    name = loss.outputs[0]
+    rises = [
+        token_losses(given[:-1], ids[1:]) - token_losses(wanted[:-1], ids[1:])
+        for wanted, given, ids in zip(
+            before[name].detach().numpy(),
+            after[name].detach().numpy(),
+            tokens.numpy(),
+            strict=True,
+        )
+    ]
+    found = np.concatenate(rises)
+    return float(found.mean()) if found.size else 0.0
 
 
 def are_probabilities(rows: torch.Tensor) -> bool:

@@ -94,9 +94,10 @@ def site_marginals(
         given = graph(feeds, weights=placed)
         apart = output_distance(wanted, given, loss)
         losses.append(float(apart.detach()))
-        rises.append(losses[-1])
-        if loss.kind == "next_token":
-            rises[-1] = next_token_rise(wanted, given, feeds[loss.tokens], loss)
+        is_text = loss.kind == "next_token"
+        rises.append(
+            next_token_rise(wanted, given, feeds[loss.tokens], loss) if is_text else losses[-1]
+        )
         if apart.requires_grad:
             apart.backward()
         for weight, names in readers.items():

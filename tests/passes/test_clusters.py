@@ -1,15 +1,12 @@
 """Workers of Ray and Dask, by the path of processes; both packages are optional."""
 
-import numpy as np
 import pytest
 
 from onnxq.errors import FormatError
-from onnxq.graph.weights import walk_weights, weight_tensor
 from onnxq.passes.quantize_weights import QuantizeWeights
-from onnxq.passes.recipe import Recipe
-from onnxq.passes.runner import run_recipe
 from onnxq.runtime import workers as module
 from onnxq.runtime.workers import Workers
+from tests.finished_work import content, decoder_samples, run_step
 from tests.runtime.test_workers import die, run, tell
 
 pytestmark = pytest.mark.slow
@@ -49,20 +46,9 @@ def test_a_piece_whose_worker_dies_is_given_to_another(cluster, tmp_path):
 
 
 def test_a_model_has_the_same_bytes(cluster, tiny_decoder):
-    rng = np.random.default_rng(5)
-    samples = [{"x": rng.standard_normal((2, 6, 16)).astype(np.float32)} for _ in range(5)]
     step = QuantizeWeights(format="int3_channel", solver="gptq", write="dequantize")
-    found = [
-        run_recipe(
-            tiny_decoder(),
-            Recipe(name="t", steps=(step,)),
-            samples=samples,
-            check="off",
-            workers=workers,
-        )
-        for workers in (None, cluster)
-    ]
     one, two = (
-        {v.name: weight_tensor(v).tobytes() for _, v in walk_weights(r.model)} for r in found
+        content(run_step(tiny_decoder(), decoder_samples(5), None, step, workers))
+        for workers in (None, cluster)
     )
     assert one == two

@@ -1,18 +1,14 @@
 """A run that goes on from learned blocks gives the bytes of one that was never interrupted."""
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-from onnxq.graph.weights import walk_weights, weight_tensor
 from onnxq.learning.training import Training
 from onnxq.passes.flatten_affine import FlattenAffine
 from onnxq.passes.migrate_affine import MigrateAffine
 from onnxq.passes.quantize_weights import QuantizeWeights
-from onnxq.passes.recipe import Recipe
-from onnxq.passes.runner import run_recipe
-from onnxq.runtime.work_folder import WorkFolder
+from tests.finished_work import content, decoder_samples, pieces, run_step
 
 FORMAT = {"format": "int3_channel", "write": "dequantize"}
 STEPS = {
@@ -28,8 +24,7 @@ STEPS = {
 
 @pytest.fixture
 def samples():
-    rng = np.random.default_rng(5)
-    return [{"x": rng.standard_normal((2, 6, 16)).astype(np.float32)} for _ in range(3)]
+    return decoder_samples(3)
 
 
 @pytest.fixture
@@ -43,59 +38,43 @@ def learned(monkeypatch):
     return calls
 
 
-def run(model, samples, folder, *steps):
-    recipe = Recipe(name="t", steps=steps)
-    if folder is None:
-        return run_recipe(model, recipe, samples=samples, check="off")
-    with WorkFolder(folder) as work:
-        return run_recipe(model, recipe, samples=samples, check="off", work=work)
-
-
-def content(result):
-    return {value.name: weight_tensor(value).tobytes() for _, value in walk_weights(result.model)}
-
-
-def pieces(folder):
-    return sorted(folder.glob("pieces/*/*.npz"))
-
-
 @pytest.mark.parametrize("step", STEPS.values(), ids=list(STEPS))
 def test_a_block_may_be_missing(step, tiny_decoder, samples, learned, tmp_path):
     model = tiny_decoder()
-    wanted = content(run(model, samples, None, step))
+    wanted = content(run_step(model, samples, None, step))
     blocks = len(learned)
     assert blocks > 1
-    assert content(run(model, samples, tmp_path, step)) == wanted
+    assert content(run_step(model, samples, tmp_path, step)) == wanted
     assert len(pieces(tmp_path)) == blocks
     learned.clear()
-    again = run(model, samples, tmp_path, step)
+    again = run_step(model, samples, tmp_path, step)
     assert content(again) == wanted and not learned
     assert f"{blocks} blocks were learned in an earlier run" in again.steps[0].report.notes
     for file in pieces(tmp_path):
         file.unlink()
         learned.clear()
-        assert content(run(model, samples, tmp_path, step)) == wanted
+        assert content(run_step(model, samples, tmp_path, step)) == wanted
         assert len(learned) == 1
 
 
 def test_another_format_of_a_late_block_leaves_the_first(tiny_decoder, samples, learned, tmp_path):
     model = tiny_decoder()
     base = STEPS["adaround"]
-    run(model, samples, tmp_path, base)
+    run_step(model, samples, tmp_path, base)
     name = next(node.name for node in model.graph if node.outputs[0].name == "o1")
     other = QuantizeWeights(**{**base.options(), "overrides": {name: "int8_channel"}})
     learned.clear()
-    wanted = content(run(model, samples, None, other))
+    wanted = content(run_step(model, samples, None, other))
     blocks = len(learned)
     learned.clear()
-    assert content(run(model, samples, tmp_path, other)) == wanted
+    assert content(run_step(model, samples, tmp_path, other)) == wanted
     assert len(learned) == blocks - 1
 
 
 @pytest.mark.parametrize("change", ["samples", "seed", "options"])
 def test_nothing_is_taken_from_other_work(change, tiny_decoder, samples, learned, tmp_path):
     model, step = tiny_decoder(), STEPS["adaround"]
-    run(model, samples, tmp_path, step)
+    run_step(model, samples, tmp_path, step)
     blocks = len(learned)
     learned.clear()
     if change == "samples":
@@ -103,5 +82,5 @@ def test_nothing_is_taken_from_other_work(change, tiny_decoder, samples, learned
     else:
         more = {"seed": 1} if change == "seed" else {"solver_options": {"steps": 5}}
         step = QuantizeWeights(**{**step.options(), **more})
-    run(model, samples, tmp_path, step)
+    run_step(model, samples, tmp_path, step)
     assert len(learned) == blocks

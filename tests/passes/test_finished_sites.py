@@ -8,14 +8,13 @@ import onnx_ir as ir
 import pytest
 
 from onnxq.errors import UsageError, WorkerError, WorkFolderError
-from onnxq.graph.weights import walk_weights, weight_tensor
+from onnxq.graph.weights import walk_weights
 from onnxq.passes import weight_solving
 from onnxq.passes.quantize_weights import QuantizeWeights
-from onnxq.passes.recipe import Recipe
-from onnxq.passes.runner import run_recipe
 from onnxq.runtime import work_folder
 from onnxq.runtime.work_folder import WorkFolder, work_folders
 from onnxq.runtime.workers import Workers
+from tests.finished_work import content, decoder_samples, pieces, run_step
 
 BASE = {"format": "int3_channel", "solver": "gptq", "write": "dequantize"}
 SETTINGS = {
@@ -32,8 +31,7 @@ SETTINGS = {
 
 @pytest.fixture
 def samples():
-    rng = np.random.default_rng(5)
-    return [{"x": rng.standard_normal((2, 6, 16)).astype(np.float32)} for _ in range(5)]
+    return decoder_samples(5)
 
 
 @pytest.fixture
@@ -48,19 +46,7 @@ def solved(monkeypatch):
 
 
 def quantized(model, samples, folder, settings=BASE, workers=None):
-    recipe = Recipe(name="t", steps=(QuantizeWeights(**settings),))
-    if folder is None:
-        return run_recipe(model, recipe, samples=samples, check="off", workers=workers)
-    with WorkFolder(folder) as work:
-        return run_recipe(model, recipe, samples=samples, check="off", workers=workers, work=work)
-
-
-def content(result):
-    return {value.name: weight_tensor(value).tobytes() for _, value in walk_weights(result.model)}
-
-
-def pieces(folder):
-    return sorted(folder.glob("pieces/*/*.npz"))
+    return run_step(model, samples, folder, QuantizeWeights(**settings), workers)
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=list(SETTINGS))
