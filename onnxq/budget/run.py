@@ -164,9 +164,9 @@ def _best(
                 guesses = 1 if timer is None else 2
                 solution = _solved(problem, request, allowed, is_guess=len(trials) < guesses)
         except BudgetError:
-            if not fitting:
+            if not fitting and (timer is None or not trials):
                 raise
-            break
+            break  # what was measured is told, and not what is predicted from it
         if timer is not None and fitting:
             least = min(trial.solution.loss for trial in fitting)
             if solution.loss >= least:
