@@ -31,6 +31,7 @@ __all__ = [
     "home_of",
     "read_elsewhere",
     "replace",
+    "take_place",
 ]
 
 _COMMUTE = frozenset(["Add", "Mul", "And", "Max", "Min"])
@@ -256,3 +257,13 @@ def _remove_unread(nodes: Sequence[ir.Node]) -> None:
                 node.graph.remove(node, safe=True)
                 waiting.remove(node)
                 progress = True
+
+
+def take_place(node: ir.Node, new: ir.Value) -> None:
+    """Let a new value stand for the output of a node, under its name, and remove the node."""
+    old = node.outputs[0]
+    name, old.name = old.name, None
+    new.name, new.type, new.shape = name, old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if node.graph is not None:
+        node.graph.remove(node, safe=True)

@@ -45,6 +45,7 @@ _MODULES = (
     "flatten_affine",
     "split_low_rank",
     "insert_online_hadamard",
+    "split_outputs",
     "calibrate",
     "insert_qdq",
     "quantize_activations",

@@ -31,8 +31,9 @@ from onnxq.graph.weights import add_weight, read_weight, weight_tensor
 from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_weights import drop_unread
 from onnxq.passes.float_transform import FloatTransform
-from onnxq.passes.match import home_of
+from onnxq.passes.match import home_of, take_place
 from onnxq.passes.preconditions import cut_refusal, shared_refusal
+from onnxq.passes.projection_parts import PART
 from onnxq.passes.site_patterns import recipe_refusal
 
 __all__ = ["SplitLayer"]
@@ -40,8 +41,6 @@ __all__ = ["SplitLayer"]
 Array = npt.NDArray[Any]
 
 _KINDS = frozenset(["MatMul", "Gemm", "Conv"])
-_PART = "onnxq.part"
-"""Key of the metadata of a node that says which part of a layer it is."""
 _ROUNDS = 50
 _SEEN = 1 << 18
 """Entries that the clusters are found on: evenly spaced over larger weights."""
@@ -102,8 +101,8 @@ class SplitLayer(FloatTransform):
         reason = reason or cut_refusal(site)
         if reason is not None:
             return reason
-        if _PART in site.node.metadata_props:
-            return f"it is part {site.node.metadata_props[_PART]} already"
+        if PART in site.node.metadata_props:
+            return f"it is part {site.node.metadata_props[PART]} already"
         return None if site.weight is None else shared_refusal(site.weight)
 
     def _measure(self, site: Site, array: Array) -> Array:
@@ -148,7 +147,7 @@ class SplitLayer(FloatTransform):
                 node.domain, node.op_type, inputs, list(node.attributes.values()),
                 name=node.name if part == 0 else f"{node.name}_part{part + 1}",
             )  # fmt: skip
-            made.metadata_props.update({**node.metadata_props, _PART: f"{part + 1}/{self.parts}"})
+            made.metadata_props.update({**node.metadata_props, PART: f"{part + 1}/{self.parts}"})
             output = made.outputs[0]
             output.type, output.shape = shown.type, shown.shape
             graph.insert_before(node, made)
@@ -156,7 +155,7 @@ class SplitLayer(FloatTransform):
             outputs.append(output)
         total = ir.node("Sum", outputs, name=f"{node.name}_sum")
         graph.insert_before(node, total)
-        _take_place(node, total.outputs[0])
+        take_place(node, total.outputs[0])
         drop_unread(weight)
 
     def _part(self, site: Site, stored: ir.Value, edges: Array, part: int) -> Callable[[], Array]:
@@ -203,13 +202,3 @@ def cluster_edges(values: Array, count: int) -> Array | None:
             break
         edges = moved
     return np.asarray(edges)
-
-
-def _take_place(node: ir.Node, new: ir.Value) -> None:
-    """Let a new value stand for the output of a node, under its name, and remove the node."""
-    old = node.outputs[0]
-    name, old.name = old.name, None
-    new.name, new.type, new.shape = name, old.type, old.shape
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    if node.graph is not None:
-        node.graph.remove(node, safe=True)

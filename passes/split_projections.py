@@ -13,26 +13,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.names import unique_value_name
 from onnxq.graph.site_slots import integer
 from onnxq.graph.sites import Site, find_sites
-from onnxq.graph.weights import add_weight, is_weight, read_weight, weight_tensor
+from onnxq.graph.weights import is_weight, read_weight
 from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_weights import drop_unread
 from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.match import home_of
-from onnxq.passes.preconditions import cut_refusal, shared_refusal
+from onnxq.passes.projection_parts import channels_of, part_refusal, width_of
 from onnxq.passes.rotary_outside import separate_packed
 from onnxq.passes.site_patterns import recipe_refusal
 
 __all__ = ["SplitProjections"]
-
-Array = np.ndarray[Any, Any]
 
 _PACKED = ("qkv", "gate_up")
 _PARTS = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
@@ -64,7 +60,7 @@ class SplitProjections(FloatTransform):
             if site.kind not in ("MatMul", "Gemm"):
                 continue
             reason = recipe_refusal(site.name, sites=self.sites, exclude=self.exclude)
-            reason = reason or _refusal(site)
+            reason = reason or part_refusal(site)
             cut = reason or _cut(model, site)
             if isinstance(cut, str):
                 reports.append(SiteReport(site=site.name, reason=cut))
@@ -75,29 +71,12 @@ class SplitProjections(FloatTransform):
         return PassReport(modified=modified, sites=tuple(reports))
 
 
-def _refusal(site: Site) -> str | None:
-    """What stands in the way of slices of the weight; None when nothing does."""
-    reason = cut_refusal(site)
-    if reason is not None or site.weight is None:
-        return reason
-    if site.weight_index != 1 or len(site.shape) != 2:
-        return "its weight is not a matrix on the right"
-    reason = shared_refusal(site.weight)
-    if reason is not None:
-        return reason
-    if site.kind == "Gemm" and len(site.node.inputs) > 2 and site.node.inputs[2] is not None:
-        bias = site.node.inputs[2]
-        if not is_weight(bias) or _width(bias) != site.shape[site.out_axis]:
-            return "its bias is not a constant with a number for each channel"
-    return None
-
-
 def _cut(model: ir.Model, site: Site) -> tuple[ir.Node | None, ir.Node] | str:
     """The Add of a bias, if any, and the Split behind the site; or why there is none."""
     value, adding = site.output, _only_reader(site.output)
     if adding is not None and adding.op_type == "Add":
         bias = next((v for v in adding.inputs if v is not value), None)
-        if bias is None or not is_weight(bias) or _width(bias) != site.shape[site.out_axis]:
+        if bias is None or not is_weight(bias) or width_of(bias) != site.shape[site.out_axis]:
             return "nothing cuts its output"
         value = adding.outputs[0]
     else:
@@ -129,12 +108,6 @@ def _is_packed(node: ir.Node, value: ir.Value) -> bool:
     return node.inputs[1] is None and node.inputs[2] is None
 
 
-def _width(value: ir.Value) -> int:
-    """Numbers of a constant with one axis that is not 1; 0 for others."""
-    sizes = [int(size) for size in weight_tensor(value).shape.numpy()]
-    return int(np.prod(sizes)) if sizes and sizes[-1] == int(np.prod(sizes)) else 0
-
-
 def _sizes(split: ir.Node, whole: int) -> list[int] | None:
     given = split.inputs[1] if len(split.inputs) > 1 else None
     if given is not None:
@@ -152,14 +125,15 @@ def _split(model: ir.Model, site: Site, adding: ir.Node | None, split: ir.Node) 
     names, start = [], 0
     for (old, new), output, size in zip(tags, split.outputs, sizes, strict=True):
         name = site.name.replace(old, new) if old else f"{site.name}_{new}"
+        part = slice(start, start + size)
         inputs = [
-            value if at == 0 or value is None else _part(model, node, value, site, start, size, at)
+            value if at == 0 or value is None else channels_of(model, node, value, site, part, at)
             for at, value in enumerate(node.inputs)
         ]
         made = [ir.Node("", node.op_type, inputs, list(node.attributes.values()), name=name)]
         if adding is not None:
             bias = next(v for v in adding.inputs if v is not None and v is not site.output)
-            own = _part(model, node, bias, site, start, size, 2)
+            own = channels_of(model, node, bias, site, part, 2)
             made.append(ir.Node("", "Add", [made[0].outputs[0], own], name=f"{name}_bias"))
         last, shown = made[-1].outputs[0], output.name
         last.type, last.shape = output.type, output.shape
@@ -189,27 +163,3 @@ def _tags(name: str, count: int) -> Sequence[tuple[str, str]]:
         if word in name and len(_PARTS[word]) == count:
             return [(word, part) for part in _PARTS[word]]
     return [("", f"part{at + 1}") for at in range(count)]
-
-
-def _part(
-    model: ir.Model, node: ir.Node, value: ir.Value, site: Site, start: int, size: int, at: int
-) -> ir.Value:
-    """Channels ``start`` to ``start + size`` of a weight or bias, sliced when read."""
-    tensor = weight_tensor(value)
-    stored = ir.Value(name=value.name, const_value=tensor)
-    axis = site.out_axis if at == 1 else len(tensor.shape) - 1
-    shape = [int(n) for n in tensor.shape.numpy()]
-    shape[axis] = size
-
-    def compute() -> Array:
-        picked = [slice(None)] * len(shape)
-        picked[axis] = slice(start, start + size)
-        return np.ascontiguousarray(read_weight(stored)[tuple(picked)])
-
-    return add_weight(
-        home_of(model, node),
-        f"{value.name}_{start}",
-        shape=shape,
-        dtype=tensor.dtype,
-        compute=compute,
-    )

@@ -178,7 +178,8 @@ class Panel {
 RoundingStatus round_groups(const Weight& weight, const Rounding& how, const Rounded& out,
                             int threads, const TileKernels& kernels) {
   const int64_t panels = (weight.rows + kLanes - 1) / kLanes;
-  const int workers = worker_count(panels, threads);
+  const int64_t numbers = weight.rows * weight.columns * how.shrink_count;
+  const int workers = worker_count(panels, threads, numbers);
   std::vector<std::unique_ptr<Scratch>> scratch;
   for (int worker = 0; worker < workers; ++worker) {
     scratch.push_back(std::make_unique<Scratch>());

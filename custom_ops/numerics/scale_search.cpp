@@ -30,11 +30,13 @@ struct Piece {
 // Calls visit(scratch, piece) for every tile, each panel of rows on one thread and its tiles from
 // left to right.
 template <class Visit>
-void for_tiles(const Weight& weight, int64_t group_size, int threads, const TileKernels& kernels,
+void for_tiles(const Weight& weight, const Grids& grids, int threads, const TileKernels& kernels,
                const Visit& visit) {
   const int64_t panels = (weight.rows + kLanes - 1) / kLanes;
+  const int64_t group_size = grids.group;
   const int64_t groups = (weight.columns + group_size - 1) / group_size;
-  split(panels, worker_count(panels, threads), [&](int, int64_t begin, int64_t end) {
+  const int64_t numbers = grids.count * weight.rows * weight.columns;
+  split(panels, worker_count(panels, threads, numbers), [&](int, int64_t begin, int64_t end) {
     const auto scratch = std::make_unique<Scratch>();
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t row = panel * kLanes;
@@ -70,7 +72,7 @@ void group_costs(const Weight& weight, Levels levels, const Grids& grids, const 
   const int64_t groups = (weight.columns + grids.group - 1) / grids.group;
   const int64_t size = weight.rows * groups;
   std::fill(costs, costs + grids.count * size, 0.0);
-  for_tiles(weight, grids.group, threads, kernels, [&](Scratch& scratch, const Piece& piece) {
+  for_tiles(weight, grids, threads, kernels, [&](Scratch& scratch, const Piece& piece) {
     for (int64_t index = 0; index < grids.count; ++index) {
       load_grid(grids, index * size, groups, piece, scratch);
       std::fill(scratch.sums[0], scratch.sums[0] + kLanes, 0.0f);
@@ -88,7 +90,7 @@ void group_moments(const Weight& weight, Levels levels, const Grids& grids, cons
   const int64_t groups = (weight.columns + grids.group - 1) / grids.group;
   const int64_t size = weight.rows * groups;
   std::fill(moments, moments + 3 * size, 0.0);
-  for_tiles(weight, grids.group, threads, kernels, [&](Scratch& scratch, const Piece& piece) {
+  for_tiles(weight, grids, threads, kernels, [&](Scratch& scratch, const Piece& piece) {
     load_grid(grids, 0, groups, piece, scratch);
     for (auto& sum : scratch.sums) std::fill(sum, sum + kLanes, 0.0f);
     kernels.add_moments(scratch.tile, piece.columns, importance + piece.column, scratch.scale,
@@ -107,7 +109,7 @@ bool round_to(const Weight& weight, Levels levels, const Grids& grids, uint8_t* 
               const TileKernels& kernels) {
   const int64_t groups = (weight.columns + grids.group - 1) / grids.group;
   std::atomic<bool> finite{true};
-  for_tiles(weight, grids.group, threads, kernels, [&](Scratch& scratch, const Piece& piece) {
+  for_tiles(weight, grids, threads, kernels, [&](Scratch& scratch, const Piece& piece) {
     std::fill(scratch.low, scratch.low + kLanes, 0.0f);
     std::fill(scratch.high, scratch.high + kLanes, 0.0f);
     std::fill(scratch.top, scratch.top + kLanes, 0);

@@ -43,8 +43,10 @@ class SiteCost:
     ) -> Callable[[Array], float]:
         """The loss of errors that are known for some of the rows, as a function of these.
 
-        The rest is taken to err as these do, in proportion to what rows cost: Σ over all rows of
-        the form of W, over that of the rows known.
+        The rest is taken to err as these do, each row in proportion to its own size: as
+        Σ_i r_i ‖w_i‖² of all rows is to that of the rows known. A solver leaves rows with errors of
+        one shape, H's, whose size is that of the row; w_i M w_iᵀ depends on where the row lies in
+        M as well, and would be off by a factor of two for queries, few of which matter.
 
         Args:
             weight: W, ``[rows, columns]``.
@@ -54,10 +56,16 @@ class SiteCost:
         Returns:
             A function of E of the rows ``at``.
         """
-        whole = self._form(weight, np.arange(len(weight)), hessians)
-        known = whole if len(at) == len(weight) else self._form(weight[at], at, hessians)
-        scale = self.factor * (1.0 if self.relative else whole) / known if known > 0 else 0.0
-        return lambda error: float(scale * self._form(error, at, hessians))
+        scale = self.factor
+        if len(at) < len(weight):
+            counted = np.square(weight, dtype=np.float64).sum(axis=1)
+            counted = counted if self.rows is None else counted * self.rows
+            known = float(counted[at].sum())
+            scale *= float(counted.sum()) / known if known > 0 else 0.0
+        if self.relative:
+            whole = self._form(weight, np.arange(len(weight)), hessians)
+            scale = scale / whole if whole > 0 else 0.0
+        return lambda error: scale * self._form(error, at, hessians)
 
     def _form(self, rows: Array, at: Array, hessians: Sequence[Array] | None) -> float:
         matrices = self._matrices(hessians)

@@ -16,6 +16,7 @@ from onnxq.budget.marginals import PROBES, marginal_factors, probe_of
 from onnxq.budget.menu import SiteMenu, measure_losses
 from onnxq.budget.plan import Problem
 from onnxq.budget.sensitivity import site_costs
+from onnxq.calibration.samples import few_samples, samples_within
 from onnxq.errors import CalibrationError
 from onnxq.evaluate.output_loss import OutputLoss
 from onnxq.graph.sites import Site
@@ -24,8 +25,10 @@ from onnxq.passes.quantize_weights import QuantizeWeights
 
 __all__ = ["Measuring"]
 
-_TOKENS, _SAMPLES = 2048, 16
+_TOKENS, _SAMPLES = 4096, 16
 """Of the samples that gradients are taken on, at most so many tokens and samples."""
+_VERSION = 2
+"""Of what is measured: what an earlier version has kept is not read."""
 _MORE = 2
 """Times as many, but a quarter of all at most, for what is measured where all sites are rounded:
 there a sample is one number a site. The solver does not see them, nor their neighbours, which are
@@ -136,22 +139,23 @@ class Measuring:
             return None
         return list(itertools.islice(iter(self.samples), self.step.samples))
 
-    def _few(self) -> list[Mapping[str, np.ndarray]]:
+    def _few(self) -> Sequence[Mapping[str, np.ndarray]]:
         """Samples for gradients, spread over all."""
-        samples = self._seen or []
-        spread = np.linspace(0, len(samples) - 1, min(_SAMPLES, len(samples))).round().astype(int)
-        return _within([samples[at] for at in dict.fromkeys(spread.tolist())], _TOKENS)
+        return few_samples(self._seen or [], most=_SAMPLES, tokens=_TOKENS)
 
-    def _parted(self) -> tuple[list[Mapping[str, np.ndarray]], list[Mapping[str, np.ndarray]]]:
+    def _parted(
+        self,
+    ) -> tuple[Sequence[Mapping[str, np.ndarray]], Sequence[Mapping[str, np.ndarray]]]:
         """Samples for the solver, and others: the last, so that neighbours are not torn apart."""
         samples = self._seen or []
         count = max(1, min(_MORE * _SAMPLES, len(samples) // 4))
-        others = _within(samples[-count:], _MORE * _TOKENS)
+        others = samples_within(samples[-count:], _MORE * _TOKENS)
         return samples[:-count] or samples, others
 
     def _cache(self, measure: str, sites: Sequence[Site], **more: Any) -> LossCache:
         step = self.step
         about = {
+            "version": _VERSION,
             "measure": measure,
             "solver": step.solver,
             "options": dict(step.solver_options),
@@ -163,18 +167,6 @@ class Measuring:
             **more,
         }
         return LossCache(fingerprint(self.model, self._seen, about))
-
-
-def _within(samples: Sequence[Mapping[str, np.ndarray]], most: int) -> list[Any]:
-    """The first of these samples that have so many tokens together; at least one."""
-    found, tokens = list[Mapping[str, np.ndarray]](), 0
-    for sample in samples:
-        ids = [a.size for a in sample.values() if a.dtype.kind == "i" and a.ndim == 2]
-        tokens += max(ids, default=1)
-        if found and tokens > most:
-            break
-        found.append(sample)
-    return found
 
 
 def _with_losses(menu: SiteMenu, losses: Mapping[str, float]) -> SiteMenu:

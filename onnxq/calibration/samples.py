@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxq.errors import CalibrationError
 
-__all__ = ["Sample", "Samples", "samples_hash"]
+__all__ = ["Sample", "Samples", "few_samples", "samples_hash", "samples_within"]
 
 Sample = Mapping[str, np.ndarray]
 
@@ -140,3 +140,27 @@ class _Spool:
                     )
                 np.save(file, array)
         self._names.append(tuple(items) if is_mapping else None)
+
+
+def few_samples(samples: Sequence[Sample], *, most: int, tokens: int) -> list[Sample]:
+    """A few samples, spread over all, for what takes long on each.
+
+    Args:
+        samples: all of them.
+        most: samples.
+        tokens: that all together may have; one sample is taken however long.
+    """
+    spread = np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)
+    return samples_within([samples[at] for at in dict.fromkeys(spread.tolist())], tokens)
+
+
+def samples_within(samples: Sequence[Sample], tokens: int) -> list[Sample]:
+    """The first of these samples that have so many tokens together; at least one."""
+    found, seen = list[Sample](), 0
+    for sample in samples:
+        ids = [a.size for a in sample.values() if a.dtype.kind == "i" and a.ndim == 2]
+        seen += max(ids, default=1)
+        if found and seen > tokens:
+            break
+        found.append(sample)
+    return found

@@ -51,19 +51,20 @@ class OutputCurvature:
     Attributes:
         rows: f, float64 ``[rows]``, in units of the loss.
         matrix: M, float32 ``[groups, columns, columns]``; one group but for grouped convolutions.
+            None where only rows were asked for.
         trace: of the Hessian over all weights of the site.
     """
 
     rows: Array
-    matrix: Array
+    matrix: Array | None
     trace: float
 
 
 class _Sums:
     """The sums of one site over samples and draws."""
 
-    def __init__(self, site: Site, reading: Reading) -> None:
-        self.site, self.reading = site, reading
+    def __init__(self, site: Site, reading: Reading, *, matrices: bool) -> None:
+        self.site, self.reading, self.matrices = site, reading, matrices
         self.rows: Array | float = 0.0
         self.matrix: Array | float = 0.0
         self.is_seen = False
@@ -77,12 +78,15 @@ class _Sums:
             split = by_rows.reshape(count, groups, -1).transpose(1, 2, 0)
             weights = split @ pieces
             self.rows = self.rows + np.square(weights, dtype=np.float64).sum(axis=2).ravel()
-            self.matrix = self.matrix + np.stack([one.T @ one for one in weights])
+            if self.matrices:
+                self.matrix = self.matrix + np.stack([one.T @ one for one in weights])
         self.is_seen = True
 
     def result(self, decisions: float) -> OutputCurvature:
         """The means over decisions."""
         rows = np.asarray(self.rows) / decisions
+        if not self.matrices:
+            return OutputCurvature(rows=rows, matrix=None, trace=float(rows.sum()))
         matrix = np.asarray(self.matrix) / decisions
         sums = rows.reshape(len(matrix), -1).sum(axis=1)
         matrix = matrix / np.where(sums > 0, sums, 1.0)[:, None, None]
@@ -106,6 +110,7 @@ def output_curvature(
     *,
     draws: int = 1,
     seed: int = 0,
+    matrices: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, OutputCurvature]:
     """Measure the curvature of the loss at every site at once.
@@ -118,6 +123,7 @@ def output_curvature(
         loss: which outputs are judged, and how.
         draws: cotangents for each sample; a backward pass each.
         seed: of the draws.
+        matrices: also find M, which takes memory for all sites at once.
         progress: called with ("sensitivity", samples done, 0).
 
     Returns:
@@ -136,7 +142,7 @@ def output_curvature(
     )
     readings = ((site, reading_of(site)) for site in sites)
     sums = {
-        site.name: _Sums(site, reading)
+        site.name: _Sums(site, reading, matrices=matrices)
         for site, reading in readings
         if not isinstance(reading, str) and site.output.name in graph.values
     }

@@ -72,8 +72,9 @@ def test_a_mix_loses_what_is_told_of_it_on_other_samples(problems):
         for measure, problem in problems.items():
             told = solution_of(problem, mix, 0.0).loss
             off[measure].append(abs(np.log(told / measured)))
-    assert np.mean(off["marginal"]) < np.mean(off["fisher"])
-    assert max(off["marginal"]) < np.log(1.25)
+    # what ``fisher`` says of this small model is nearly right already: nothing may be lost
+    assert np.mean(off["marginal"]) < 1.1 * np.mean(off["fisher"])
+    assert max(off["marginal"]) < np.log(1.2)
 
 
 def test_what_samples_disagree_on_follows_its_kind_and_its_place():

@@ -69,6 +69,19 @@ def test_minmax_and_mse_and_their_codes_are_those_of_rounding_bit_for_bit(kind):
                 assert codes.dtype == wanted.codes.dtype and np.array_equal(codes, wanted.codes)
 
 
+@pytest.mark.parametrize("kind", KINDS[::4], ids=str)
+def test_threads_change_no_byte_of_a_weight_that_is_worth_several(kind):
+    w, h = heavy(700, 1030)  # 16 grids of it are 11 million numbers
+    how = rounding(kind, 128)
+    for method, importance in (("mse", None), ("neuqi", h)):
+        alone, shared = (
+            search_scales(w, how, method=method, importance=importance, threads=threads)
+            for threads in (1, 2)
+        )
+        assert alone.scales.tobytes() == shared.scales.tobytes()
+        assert how.symmetric or np.array_equal(alone.zeros, shared.zeros)
+
+
 @pytest.mark.parametrize("kind", KINDS[::2], ids=str)
 def test_equal_importances_change_nothing(kind):
     w, _ = heavy(20, 100)

@@ -340,6 +340,7 @@ int main() {
       test_grids(shape[0], shape[1], shape[2], bits);
     }
   }
+  test_grids(2050, 4099, 128, 4);  // worth several threads, which the shapes above are not
   for (int64_t count : {1, 2, 15, 16, 17, 4095, 4097, 1200003}) test_histogram(count);
   for (int64_t half : {1, 2, 7, 64, 301}) {
     for (int levels : {1, 2, 13, 255}) test_searches(half, levels);
