@@ -61,8 +61,9 @@ def part_of(found: Mapping[str, Any], protocol: str, *, peers: bool) -> list[str
         "",
         *_random_lines(found),
         "**Mixes against single formats**, layers stored one by one by GPTQ on statistics of the "
-        "float model and run in float; the written file is what `onnxq quantize --bits` writes, "
-        "with sequential statistics, and is run by its operators.",
+        "float model and run in float; the written files are what `onnxq quantize` writes, with "
+        "sequential statistics, run by their operators: the mix of `--bits`, its layers split by "
+        "what their output channels matter, and the single format beside it.",
         "",
         *_mix_table(found, base, peers=peers),
         *latency_table(found.get("latency", ())),
@@ -91,8 +92,8 @@ def _random_lines(found: Mapping[str, Any]) -> list[str]:
 def _mix_table(found: Mapping[str, Any], base: float, *, peers: bool) -> list[str]:
     lines = [
         "| bits asked | mix | best single format of that size or near | excess saved "
-        "| written file | peers |",
-        "|---:|---:|---|---:|---:|---|",
+        "| mix, written | single format, written | excess saved | peers |",
+        "|---:|---:|---|---:|---:|---:|---:|---|",
     ]
     uniform = {n.partition("-")[2]: c for n, c in found.items() if n.startswith("uniform-")}
     for bits, others in PEERS.items():
@@ -102,10 +103,9 @@ def _mix_table(found: Mapping[str, Any], base: float, *, peers: bool) -> list[st
             continue
         name, best = min(fitting.items(), key=lambda item: item[1]["perplexity"])
         saved = 1 - (mix["perplexity"] - base) / (best["perplexity"] - base)
-        written = found.get(f"written-mix-{bits:g}")
-        as_run = "–" if written is None else f"{written['perplexity']:.4g}"
-        single = found.get(f"written-uniform-{name}")
-        as_run += "" if single is None else f" (single format {single['perplexity']:.4g})"
+        as_run = _as_run(
+            found.get(f"written-mix-{bits:g}"), found.get(f"written-uniform-{name}"), base
+        )
         beside = ", ".join(f"{peer} {ppl:.4g} at {at:g}" for peer, at, ppl in others)
         beside = beside if peers else "–"
         lines.append(
@@ -113,6 +113,18 @@ def _mix_table(found: Mapping[str, Any], base: float, *, peers: bool) -> list[st
             f"{best['perplexity']:.4g} at {best['bits']:.3f} | {saved:.0%} | {as_run} | {beside} |"
         )
     return lines
+
+
+def _as_run(mix: Mapping[str, Any] | None, single: Mapping[str, Any] | None, base: float) -> str:
+    """Cells of the written files: the mix, the single format, the excess saved."""
+    cells = [
+        "–" if one is None else f"{one['perplexity']:.4g} at {one['bits']:.3f}"
+        for one in (mix, single)
+    ]
+    saved = "–"
+    if mix is not None and single is not None:
+        saved = f"{1 - (mix['perplexity'] - base) / (single['perplexity'] - base):.0%}"
+    return " | ".join((*cells, saved))
 
 
 def picture_of(points: Sequence[tuple[float, float]]) -> str:

@@ -9,8 +9,10 @@ Four tables, every cell a JSON file, so that an interrupted run goes on where it
 - budgets of latency, on MiniLM (`onnxq.models.budget_latency`): for these nothing else should run.
 
 The first two store every layer by GPTQ on statistics of the float model and run the decoded weights
-in float, so that a layer is solved once for all mixes. ``--protocol`` takes the tokens of
-calibration and evaluation from a file, such as the one that the figures of peers were measured on.
+in float, so that a layer is solved once for all mixes; layers are whole there. What is written has
+layers split by what their output channels matter (`split_outputs`), as the recipe ``budget`` does.
+``--protocol`` takes the tokens of calibration and evaluation from a file, such as the one that the
+figures of peers were measured on.
 """
 
 from __future__ import annotations
@@ -112,6 +114,17 @@ class BudgetResults:
         return path
 
     @property
+    def split(self) -> Path:
+        """The rotated model, its layers split by what their output channels matter."""
+        path = self.work / "split" / "model.onnx"
+        if not path.exists():
+            recipe = recipe_of("split", (("split_outputs", {}),))
+            samples = self.feeds["model"]
+            done = run_recipe(load(self.rotated), recipe, samples=samples, check="off")
+            save(done.model, path)
+        return path
+
+    @property
     def feeds(self) -> Feeds:
         """Inputs to calibrate on."""
         return _feeds({"model": self.rotated}, self._windows(_CALIBRATION))
@@ -127,13 +140,13 @@ class BudgetResults:
         """Budgets of latency, on MiniLM."""
         return LatencyBudgets(self.work / "minilm")
 
-    def problem(self) -> Problem:
-        """Menus with losses, by the measure `MEASURE`."""
-        path = self.work / f"problem-{MEASURE}.json"
+    def problem(self, *, split: bool = False) -> Problem:
+        """Menus with losses, by the measure `MEASURE`, of whole layers or of those `split`."""
+        path = self.work / f"problem-{'split-' if split else ''}{MEASURE}.json"
         found = kept(path)
         if found is None:
             plan = planned(
-                load(self.rotated),
+                load(self.split if split else self.rotated),
                 row(),
                 Request(bits=3.0),
                 load_policy("default"),
@@ -162,6 +175,17 @@ class BudgetResults:
             found[f"mix-{bits:g}"] = dict(solve(problem, Request(bits=bits)).formats)
         return found
 
+    def written_mixes(self) -> dict[str, tuple[dict[str, str], Problem]]:
+        """What is written, by name: mixes of split layers, single formats of whole ones."""
+        whole, split = self.problem(), self.problem(split=True)
+        found = {}
+        for bits in BUDGETS:
+            mix = dict(solve(split, Request(bits=bits)).formats)
+            found[f"written-mix-{bits:g}"] = mix, split
+        for name in RANDOM_FORMATS[:4]:
+            found[f"written-uniform-{name}"] = dict(uniform_mixes(whole)[name].formats), whole
+        return found
+
     def assembled(self, library: Library, name: str, mix: Mapping[str, str]) -> None:
         """Measure the perplexity of decoded weights in float, unless it is there."""
         if self.cell(name, mix) is not None:
@@ -171,19 +195,18 @@ class BudgetResults:
         values = {"loss": measured.loss, "perplexity": measured.perplexity, "mix": dict(mix)}
         keep(self._path(name), values)
 
-    def written(self, name: str, mix: Mapping[str, str]) -> None:
+    def written(self, name: str, mix: Mapping[str, str], model: Path) -> None:
         """Measure the perplexity of what the recipe writes for a mix, unless it is there."""
-        if self.cell(f"written-{name}", mix) is not None:
+        if self.cell(name, mix) is not None:
             return
         recipe = Recipe(name="mix", steps=(with_mix(row(), mix),))
-        samples = self.feeds["model"]
-        done = run_recipe(load(self.rotated), recipe, samples=samples, check="off")
+        done = run_recipe(load(model), recipe, samples=self.feeds["model"], check="off")
         with open_session(done.model) as session:
             measured = perplexity(session, self.evaluation)
         sites = [s for s in done.steps[-1].report.changed if s.site in mix]
         nbytes = sum(s.nbytes or 0 for s in sites)
         values = {"perplexity": measured.perplexity, "nbytes": nbytes, "mix": dict(mix)}
-        keep(self._path(f"written-{name}"), values)
+        keep(self._path(name), values)
 
     def cell(self, name: str, mix: Mapping[str, str]) -> dict[str, Any] | None:
         """A finished cell of this mix."""
@@ -222,18 +245,21 @@ class BudgetResults:
                 continue
             if only is None or name.startswith(only):
                 self.assembled(library, name, mix)
-            if only in (None, "written") and not name.startswith("random"):
-                self.written(name, mix)
+        if only not in (None, "written"):
+            return
+        for name, (mix, _) in self.written_mixes().items():
+            if not names or name in names:
+                self.written(name, mix, self.rotated if "uniform" in name else self.split)
 
     def finished(self) -> dict[str, Any]:
         """All cells that are there, with what was predicted; and the float model."""
         problem = self.problem()
         found: dict[str, Any] = {}
-        for name, mix in self.mixes(problem).items():
-            for kind in (name, f"written-{name}"):
-                cell = self.cell(kind, mix)
-                if cell is not None:
-                    found[kind] = {**cell, **told(problem, mix)}
+        every = {name: (mix, problem) for name, mix in self.mixes(problem).items()}
+        for name, (mix, of) in {**every, **self.written_mixes()}.items():
+            cell = self.cell(name, mix)
+            if cell is not None:
+                found[name] = {**cell, **told(of, mix)}
         found["latency"] = self.latencies.finished()
         found["float"] = self.float_loss()
         return found

@@ -45,11 +45,11 @@ _MODULES = (
     "flatten_affine",
     "split_low_rank",
     "insert_online_hadamard",
-    "split_outputs",
     "calibrate",
     "insert_qdq",
     "quantize_activations",
     "dynamic_int8",
+    "split_outputs",
     "quantize_weights",
 )
 

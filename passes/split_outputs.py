@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -34,6 +34,7 @@ from onnxq.evaluate.output_loss import find_output_loss
 from onnxq.graph.names import unique_value_name
 from onnxq.graph.orientation import to_rows
 from onnxq.graph.sites import Site, find_sites
+from onnxq.graph.stage import Stage
 from onnxq.graph.weights import add_weight, is_weight, weight_tensor
 from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_weights import drop_unread
@@ -77,6 +78,9 @@ class SplitOutputs(FloatTransform):
     seed: int = 0
     sites: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = (HEAD,)
+
+    needs_stage: ClassVar[Stage] = Stage.FLOAT
+    gives_stage: ClassVar[Stage | None] = None
 
     def __post_init__(self) -> None:
         """Refuse what splits nothing."""

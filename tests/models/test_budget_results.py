@@ -20,6 +20,8 @@ def found():
         cells[f"random{number}"] = {"predicted": rise, "loss": 3.1 + 1.05 * rise, "bits": 3.0}
     cells["uniform-trellis3_hyb_l12"] = {"perplexity": 30.0, "bits": 3.03}
     cells["mix-3.25"] = {"perplexity": 27.0, "bits": 3.249}
+    cells["written-uniform-trellis3_hyb_l12"] = {"perplexity": 29.0, "bits": 3.03}
+    cells["written-mix-3.25"] = {"perplexity": 26.0, "bits": 3.25}
     return cells
 
 
@@ -29,8 +31,13 @@ def test_the_page_tells_what_was_measured(found, tmp_path):
     page_of(page, found, "some tokens", peers=True)
     text = page.read_text()
     saved = 1 - (27 - math.exp(3.1)) / (30 - math.exp(3.1))
-    row = f"| 3.25 | 27 at 3.249 | `trellis3_hyb_l12` 30 at 3.030 | {saved:.0%} | – | Q3_K 40 at"
+    row = f"| 3.25 | 27 at 3.249 | `trellis3_hyb_l12` 30 at 3.030 | {saved:.0%} | "
+    of_files = 1 - (26 - math.exp(3.1)) / (29 - math.exp(3.1))
+    row += f"26 at 3.250 | 29 at 3.030 | {of_files:.0%} | Q3_K 40 at"
     assert row in text
+    del found["written-mix-3.25"]
+    page_of(page, found, "some tokens", peers=True)
+    assert f"{saved:.0%} | – | 29 at 3.030 | – |" in page.read_text()
     assert "old" not in text and text.endswith("rest\n")
     assert (tmp_path / "budget.svg").read_text().count("<circle") == 20
 
