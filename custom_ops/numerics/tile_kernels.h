@@ -277,7 +277,7 @@ void add_moments_of(const float* tile, int columns, const float* importance, con
         const float steps = code - middle;
         if (kShrunk) {
           const float error = target - steps;
-          const float size = error < 0.0f ? -error : error;
+          const float size = __builtin_fabsf(error);  // of -0 too, whose quotient is -infinite
           // threshold * size^(-1/4); infinite where the error is 0, and nothing is left of it.
           const float cut = threshold / __builtin_sqrtf(__builtin_sqrtf(size));
           const float kept = size > cut ? size - cut : 0.0f;

@@ -69,6 +69,18 @@ def test_minmax_and_mse_and_their_codes_are_those_of_rounding_bit_for_bit(kind):
                 assert codes.dtype == wanted.codes.dtype and np.array_equal(codes, wanted.codes)
 
 
+def test_shrunk_errors_of_negative_zeros_are_zero():
+    w, _ = heavy(20, 96)
+    w[::2, ::3] = -0.0
+    for symmetric in (False, True):
+        how = Rounding(bits=4, symmetric=symmetric, group=32)
+        problem = GridCosts(weight=w, how=how, importance=np.ones(96, np.float32))
+        scale = np.full((20, 3), 0.7, np.float32)
+        zero = None if symmetric else np.ones((20, 3), np.float32)
+        sums = problem.moments(scale, zero, threshold=0.1)
+        np.testing.assert_allclose(sums, problem.moments_reference(scale, zero, 0.1), 1e-4, 1e-3)
+
+
 @pytest.mark.parametrize("kind", KINDS[::4], ids=str)
 def test_threads_change_no_byte_of_a_weight_that_is_worth_several(kind):
     w, h = heavy(700, 1030)  # 16 grids of it are 11 million numbers
