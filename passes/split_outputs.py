@@ -35,13 +35,14 @@ from onnxq.graph.names import unique_value_name
 from onnxq.graph.orientation import to_rows
 from onnxq.graph.sites import Site, find_sites
 from onnxq.graph.stage import Stage
-from onnxq.graph.weights import add_weight, is_weight, weight_tensor
+from onnxq.graph.weights import add_weight, float32_bytes, is_weight, weight_tensor
 from onnxq.passes.base import Context, PassReport, SiteReport
 from onnxq.passes.channel_weights import drop_unread
 from onnxq.passes.float_transform import FloatTransform
 from onnxq.passes.match import home_of, take_place
 from onnxq.passes.projection_parts import PART, channels_of, part_refusal
 from onnxq.passes.site_patterns import HEAD, recipe_refusal
+from onnxq.runtime.machine import available_memory
 
 __all__ = ["SplitOutputs"]
 
@@ -130,6 +131,12 @@ class SplitOutputs(FloatTransform):
             return "which of its channels matter is found by gradients: install onnxq[torch]"
         if not sites:
             return {}
+        needed, free = float32_bytes(model), available_memory()
+        if free is not None and needed > free:
+            return (
+                f"which of its channels matter is found by gradients, which take "
+                f"{needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are available"
+            )
         from onnxq.learning.output_curvature import output_curvature
 
         samples = list(Samples.of(context.samples))

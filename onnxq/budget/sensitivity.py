@@ -37,7 +37,7 @@ from onnxq.errors import (
 )
 from onnxq.evaluate.output_loss import OutputLoss
 from onnxq.graph.sites import Site
-from onnxq.graph.weights import walk_weights, weight_tensor
+from onnxq.graph.weights import float32_bytes
 from onnxq.runtime.machine import available_memory
 
 __all__ = ["IN_UNITS", "MEASURES", "Measure", "site_costs"]
@@ -109,7 +109,7 @@ def site_costs(
 def _check_memory(measure: str, model: ir.Model) -> None:
     """Raise where torch could not hold the weights in float32."""
     copies = 3 if measure == "marginal" else 1
-    needed = copies * sum(4 * int(weight_tensor(value).size) for _, value in walk_weights(model))
+    needed = copies * float32_bytes(model)
     free = available_memory()
     if free is not None and needed > free:
         raise BudgetError(

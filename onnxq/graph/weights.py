@@ -21,6 +21,7 @@ from onnxq.graph.walk import walk_graphs
 
 __all__ = [
     "add_weight",
+    "float32_bytes",
     "is_weight",
     "read_weight",
     "replace_weight",
@@ -175,6 +176,11 @@ def walk_weights(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
         for node in tuple(graph):
             if node.op_type == "Constant" and is_weight(node.outputs[0]):
                 yield path, node.outputs[0]
+
+
+def float32_bytes(model: ir.Model) -> int:
+    """Bytes of all weights in float32, as they are held where gradients are taken."""
+    return sum(4 * int(weight_tensor(value).size) for _, value in walk_weights(model))
 
 
 def _known_tensor(value: ir.Value) -> ir.TensorProtocol | None:

@@ -88,6 +88,13 @@ def test_what_stays_whole_says_why(build, reason):
     assert not report.modified and reason in report.left[0].reason
 
 
+def test_a_model_that_memory_does_not_hold_stays_whole(build, monkeypatch):
+    monkeypatch.setattr("onnxq.passes.split_outputs.available_memory", lambda: 1000)
+    m = build(SCALED, w=normal(12, 192), factors=factors(np.arange(96)))
+    report = SplitOutputs(exclude=()).call(m, Context(samples=[{"x": normal(2, 3, 12)}]))
+    assert "take 0.0 GB of memory" in report.left[0].reason and not report.modified
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
