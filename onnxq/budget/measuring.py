@@ -27,7 +27,7 @@ __all__ = ["Measuring"]
 
 _TOKENS, _SAMPLES = 4096, 16
 """Of the samples that gradients are taken on, at most so many tokens and samples."""
-_VERSION = 2
+_VERSION = 3
 """Of what is measured: what an earlier version has kept is not read."""
 _MORE = 2
 """Times as many, but a quarter of all at most, for what is measured where all sites are rounded:

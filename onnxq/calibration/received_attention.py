@@ -82,10 +82,10 @@ class ReceivedAttention:
         nodes = {node.outputs[0].name: node for node in self._copy.graph}
         self._layers: dict[ir.Node, LayerAttention] = {}
         for block in blocks:
-            if block.node.graph is not model.graph or block.q is None:
+            if block.node.graph is not model.graph:
                 continue
             summed = _summed(self._copy, nodes[block.node.outputs[0].name], block)
-            self._layers[block.q.node] = LayerAttention(self._copy, summed)
+            self._layers[block.q_parts[0].node] = LayerAttention(self._copy, summed)
 
     def of(self, nodes: Iterable[ir.Node]) -> LayerAttention | None:
         """The attention whose query projection is among ``nodes``; None when there is none.
@@ -104,9 +104,9 @@ class ReceivedAttention:
 
 def _is_over_own_tokens(block: AttentionBlock) -> bool:
     """Whether queries and keys are projected from the same tokens (no cross-attention)."""
-    if block.q is None or block.k is None:
+    if not block.q_parts or not block.k_parts:
         return False
-    return origin(block.q.input) is origin(block.k.input)
+    return len({origin(site.input) for site in (*block.q_parts, *block.k_parts)}) == 1
 
 
 def _summed(model: ir.Model, node: ir.Node, block: AttentionBlock) -> ir.Value:

@@ -38,6 +38,8 @@ class AttentionBlock:
         kv_heads: number of key and value heads (fewer than ``heads`` in grouped-query attention).
         head_dim: width of one head.
         unknown: what was not found, as a sentence; None when all of it was.
+        q_parts: the sites that queries come from: ``q``, or parts of a projection that is split.
+        k_parts: likewise for keys.
     """
 
     name: str
@@ -53,6 +55,8 @@ class AttentionBlock:
     kv_heads: int | None
     head_dim: int | None
     unknown: str | None
+    q_parts: tuple[Site, ...]
+    k_parts: tuple[Site, ...]
 
     @property
     def is_fused_qkv(self) -> bool:
@@ -182,6 +186,8 @@ def _block(
         kv_heads=read.kv_heads,
         head_dim=read.head_dim,
         unknown=_unknown(flows, o, read),
+        q_parts=flows[0].sites,
+        k_parts=flows[1].sites,
     )
 
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from onnxq.calibration.received_attention import ReceivedAttention
 from onnxq.errors import RecipeError
 from onnxq.graph import find_sites
 from onnxq.graph.check import check_graph
+from onnxq.graph.topology import Topology
 from onnxq.passes.base import Context
 from onnxq.passes.promise import PromiseKeeper
 from onnxq.passes.split_outputs import SplitOutputs
@@ -68,6 +70,16 @@ def test_parts_have_whole_panels_of_channels_in_order_of_what_they_matter(build,
     found = [site.shape[1] for site in find_sites(m)]
     assert sum(found) == 192 and all(size % 32 == 0 for size in found)
     assert found == sizes or len(found) == sizes
+
+
+def test_the_attention_that_tokens_receive_is_found_through_parts(tiny_decoder):
+    m = tiny_decoder(layers=2, width=64, heads=2, kv_heads=2, hidden=64)
+    run(m, SplitOutputs(least_share=0.5, exclude=()), {"x": normal(2, 6, 64)})
+    first, second = Topology(m).attention
+    assert first.q is None and len(first.q_parts) == len(first.k_parts) == 2
+    received = ReceivedAttention(m)
+    layers = [received.of([site.node for site in block.q_parts]) for block in (first, second)]
+    assert None not in layers and layers[0] is not layers[1]
 
 
 REASONS = {
