@@ -59,7 +59,8 @@ class SplitOutputs(FloatTransform):
     """Several layers in the place of one, by how much its output channels matter.
 
     Matches: MatMul and Gemm with a constant weight of their own on the right.
-    Writes: a product for each part, a Concat and a Gather that puts the channels back.
+    Writes: a product for each part, a Concat and a Gather that puts the channels back, whose
+        indices take two bytes for each channel.
     Leaves: the head; layers with fewer than 64 channels, or whose channels matter alike; shared
         weights; everything without calibration data, or where torch does not run the model.
 
@@ -218,14 +219,26 @@ def _split(model: ir.Model, site: Site, parts: Sequence[Array]) -> list[str]:
     whole.name = f"{site.name}_parts"
     whole.outputs[0].name = unique_value_name(home, f"{shown.name}_parts")
     whole.outputs[0].type, whole.outputs[0].shape = shown.type, shown.shape
-    places = np.argsort(np.concatenate(parts)).astype(np.int64)
-    index = add_weight(
-        home, f"{weight.name}_places", shape=places.shape, dtype=ir.DataType.INT64, compute=places
-    )
-    back = ir.node("Gather", [whole.outputs[0], index], {"axis": -1}, name=f"{site.name}_order")
-    graph.insert_before(node, [*made, whole, back])
+    index = _stored_places(home, weight.name or site.name, np.argsort(np.concatenate(parts)))
+    read = ir.node("Cast", [index], {"to": ir.DataType.INT64}, name=f"{site.name}_places")
+    read.outputs[0].name = unique_value_name(home, f"{index.name}_int64")
+    back = ir.node("Gather", [whole.outputs[0], read.outputs[0]], {"axis": -1})
+    back.name = f"{site.name}_order"
+    graph.insert_before(node, [*made, whole, read, back])
     spent = [value for value in node.inputs[1:] if value is not None and is_weight(value)]
     take_place(node, back.outputs[0])
     for value in spent:
         drop_unread(value)
     return [part.name or "" for part in made]
+
+
+def _stored_places(home: ir.Graph | ir.Function, name: str, places: Array) -> ir.Value:
+    """Where each channel is, in as few bytes as hold it: runtimes cast it once, at load."""
+    small = len(places) <= 1 << 16
+    return add_weight(
+        home,
+        f"{name}_places",
+        shape=places.shape,
+        dtype=ir.DataType.UINT16 if small else ir.DataType.INT32,
+        compute=places.astype(np.uint16 if small else np.int32),
+    )
