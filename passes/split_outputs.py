@@ -50,6 +50,8 @@ Array = np.ndarray[Any, Any]
 
 _TOKENS = 8192
 """Of the samples that gradients are taken on, at most so many."""
+_SEEN = 512
+"""Of the calibration samples, the first so many are what a few are spread over."""
 _STEP = 32
 """Parts have a multiple of so many channels, which is what kernels work on at once."""
 
@@ -140,7 +142,7 @@ class SplitOutputs(FloatTransform):
             )
         from onnxq.learning.output_curvature import output_curvature
 
-        samples = list(Samples.of(context.samples))
+        samples = list(Samples.of(context.samples, limit=_SEEN))
         if not samples:
             return "the calibration data have no sample"
         few = few_samples(samples, most=self.samples, tokens=_TOKENS)
