@@ -102,7 +102,7 @@ def _mix_table(found: Mapping[str, Any], base: float, *, peers: bool) -> list[st
         if mix is None or not fitting:
             continue
         name, best = min(fitting.items(), key=lambda item: item[1]["perplexity"])
-        saved = 1 - (mix["perplexity"] - base) / (best["perplexity"] - base)
+        saved = _saved(mix, best, base)
         as_run = _as_run(
             found.get(f"written-mix-{bits:g}"), found.get(f"written-uniform-{name}"), base
         )
@@ -121,10 +121,13 @@ def _as_run(mix: Mapping[str, Any] | None, single: Mapping[str, Any] | None, bas
         "–" if one is None else f"{one['perplexity']:.4g} at {one['bits']:.3f}"
         for one in (mix, single)
     ]
-    saved = "–"
-    if mix is not None and single is not None:
-        saved = f"{1 - (mix['perplexity'] - base) / (single['perplexity'] - base):.0%}"
+    saved = "–" if mix is None or single is None else f"{_saved(mix, single, base):.0%}"
     return " | ".join((*cells, saved))
+
+
+def _saved(mix: Mapping[str, Any], single: Mapping[str, Any], base: float) -> float:
+    """The part of a single format's excess perplexity that the mix does not have."""
+    return float(1 - (mix["perplexity"] - base) / (single["perplexity"] - base))
 
 
 def picture_of(points: Sequence[tuple[float, float]]) -> str:

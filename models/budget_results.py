@@ -175,16 +175,17 @@ class BudgetResults:
             found[f"mix-{bits:g}"] = dict(solve(problem, Request(bits=bits)).formats)
         return found
 
-    def written_mixes(self) -> dict[str, tuple[dict[str, str], Problem]]:
-        """What is written, by name: mixes of split layers, single formats of whole ones."""
+    def written_mixes(self) -> dict[str, tuple[dict[str, str], bool]]:
+        """What is written, by name, and whether of split layers: mixes are, single formats not."""
         whole, split = self.problem(), self.problem(split=True)
-        found = {}
-        for bits in BUDGETS:
-            mix = dict(solve(split, Request(bits=bits)).formats)
-            found[f"written-mix-{bits:g}"] = mix, split
-        for name in RANDOM_FORMATS[:4]:
-            found[f"written-uniform-{name}"] = dict(uniform_mixes(whole)[name].formats), whole
-        return found
+        mixes = {f"written-mix-{b:g}": solve(split, Request(bits=b)).formats for b in BUDGETS}
+        single = {
+            f"written-uniform-{n}": uniform_mixes(whole)[n].formats for n in RANDOM_FORMATS[:4]
+        }
+        return {
+            **{name: (dict(formats), True) for name, formats in mixes.items()},
+            **{name: (dict(formats), False) for name, formats in single.items()},
+        }
 
     def assembled(self, library: Library, name: str, mix: Mapping[str, str]) -> None:
         """Measure the perplexity of decoded weights in float, unless it is there."""
@@ -247,19 +248,19 @@ class BudgetResults:
                 self.assembled(library, name, mix)
         if only not in (None, "written"):
             return
-        for name, (mix, _) in self.written_mixes().items():
+        for name, (mix, is_split) in self.written_mixes().items():
             if not names or name in names:
-                self.written(name, mix, self.rotated if "uniform" in name else self.split)
+                self.written(name, mix, self.split if is_split else self.rotated)
 
     def finished(self) -> dict[str, Any]:
         """All cells that are there, with what was predicted; and the float model."""
-        problem = self.problem()
         found: dict[str, Any] = {}
-        every = {name: (mix, problem) for name, mix in self.mixes(problem).items()}
-        for name, (mix, of) in {**every, **self.written_mixes()}.items():
+        problems = {is_split: self.problem(split=is_split) for is_split in (False, True)}
+        every = {name: (mix, False) for name, mix in self.mixes(problems[False]).items()}
+        for name, (mix, is_split) in {**every, **self.written_mixes()}.items():
             cell = self.cell(name, mix)
             if cell is not None:
-                found[name] = {**cell, **told(of, mix)}
+                found[name] = {**cell, **told(problems[is_split], mix)}
         found["latency"] = self.latencies.finished()
         found["float"] = self.float_loss()
         return found

@@ -99,7 +99,8 @@ class SplitOutputs(FloatTransform):
 
     def call(self, model: ir.Model, context: Context) -> PassReport:
         """Find what channels matter, then split layer by layer; weights are picked when read."""
-        reasons = {site: self._refusal(site) for site in find_sites(model) if _is_product(site)}
+        sites = [site for site in find_sites(model) if site.kind in ("MatMul", "Gemm")]
+        reasons = {site: self._refusal(site) for site in sites}
         able = [site for site, reason in reasons.items() if reason is None]
         weights = self._importances(model, able, context)
         reports = []
@@ -178,10 +179,6 @@ class SplitOutputs(FloatTransform):
         count = min(self.parts, len(order) // _STEP)
         ends = [round(len(order) * at / count / _STEP) * _STEP for at in range(1, count)]
         return share, [np.sort(part) for part in np.split(order, ends)]
-
-
-def _is_product(site: Site) -> bool:
-    return site.kind in ("MatMul", "Gemm")
 
 
 def _squares(site: Site) -> Array:

@@ -39,7 +39,7 @@ def test_few_rows_tell_the_loss_of_all(layer, name):
     for shift in (0, 16):
         at = np.concatenate([np.arange(s + shift, s + shift + 16) for s in starts])
         told.append(cost.of_rows(weight, at, None)(error[at]) / wanted)
-    # by Σ r w M w of the rows, as it was until 0.4, these are off by up to a factor of two
+    # by Σ r w M w of the rows, as it was at first, these are off by up to a factor of two
     assert np.abs(np.log(told)).max() < 0.2
 
 

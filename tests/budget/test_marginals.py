@@ -66,15 +66,14 @@ def test_a_mix_loses_what_is_told_of_it_on_other_samples(problems):
     rng = np.random.default_rng(3)
     names = problems["fisher"].menus[0].formats[1:]
     off = {"fisher": [], "marginal": []}
-    for _ in range(6):
+    for _ in range(20):
         mix = {site: str(rng.choice(names)) for site in SITES}
         measured = _measured(mix)
         for measure, problem in problems.items():
             told = solution_of(problem, mix, 0.0).loss
             off[measure].append(abs(np.log(told / measured)))
-    # what ``fisher`` says of this small model is nearly right already: nothing may be lost
-    assert np.mean(off["marginal"]) < 1.1 * np.mean(off["fisher"])
-    assert max(off["marginal"]) < np.log(1.2)
+    assert np.mean(off["marginal"]) < np.mean(off["fisher"])
+    assert max(off["marginal"]) < np.log(1.25)
 
 
 def test_what_samples_disagree_on_follows_its_kind_and_its_place():
